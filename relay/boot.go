@@ -1,0 +1,325 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// control is an ordinary connection, for what the streaming one cannot be asked.
+type control struct{ pg *pgconn.PgConn }
+
+func openControl(ctx context.Context, databaseURL string) (*control, error) {
+	cfg, err := pgconn.ParseConfig(databaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("reading the database URL: %w", err)
+	}
+	cfg.ConnectTimeout = connectTimeout
+	cfg.DialFunc = dialer.DialContext
+	cfg.RuntimeParams["application_name"] = applicationName
+	pg, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the database: %w", err)
+	}
+	return &control{pg}, nil
+}
+
+// queryTimeout bounds each question; creating a slot waits for running transactions and is not one.
+const queryTimeout = 10 * time.Second
+
+// rows asks and returns the answer as text; NULL is "".
+func (c *control) rows(ctx context.Context, sql string, args ...string) ([][]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	params := make([][]byte, len(args))
+	for i, a := range args {
+		params[i] = []byte(a)
+	}
+	result := c.pg.ExecParams(ctx, sql, params, nil, nil, nil).Read()
+	if result.Err != nil {
+		return nil, result.Err
+	}
+	rows := make([][]string, len(result.Rows))
+	for i, values := range result.Rows {
+		rows[i] = make([]string, len(values))
+		for j, v := range values {
+			rows[i][j] = string(v)
+		}
+	}
+	return rows, nil
+}
+
+// do runs statements, waiting as long as it takes.
+func (c *control) do(ctx context.Context, sql string) error {
+	_, err := c.pg.Exec(ctx, sql).ReadAll()
+	return err
+}
+
+func (c *control) close() { closeQuietly(c.pg) }
+
+const settingsSQL = `
+SELECT current_setting('server_version_num'),
+       current_setting('wal_level'),
+       pg_is_in_recovery()`
+
+// yes is true as text.
+const yes = "t"
+
+// oldestVersion has binary 'true'.
+const oldestVersion = 140000
+
+// columnListVersion has column lists in publications.
+const columnListVersion = 150000
+
+// prepare is the checks that must pass before anything streams, each failing closed with its fix. It
+// makes the publication and the slot where the policy allows: the publication first, because a slot
+// cannot decode rows by a publication that did not exist when they were written. It returns the slot's
+// state.
+func (r *Relay) prepare(ctx context.Context, c *control) (slotState, error) {
+	version, err := checkServer(ctx, c)
+	if err != nil {
+		return slotState{}, err
+	}
+	slot, err := c.slot(ctx, r.cfg.Slot)
+	if err != nil {
+		return slotState{}, err
+	}
+	// A missing slot is made by policy only before this relay has read from it: later, rows may have
+	// gone with it, and that must not pass in silence.
+	create := r.cfg.OnMissingSlot == CreateMissingSlot && !slot.exists && !r.hasStreamed
+	if err := r.preparePublication(ctx, c, version, create); err != nil {
+		return slotState{}, err
+	}
+	if create {
+		if err := r.createSlot(ctx, c); err != nil {
+			return slotState{}, err
+		}
+		if slot, err = c.slot(ctx, r.cfg.Slot); err != nil {
+			return slotState{}, err
+		}
+	}
+	return slot, slot.check(r.cfg.Slot, r.hasStreamed)
+}
+
+func checkServer(ctx context.Context, c *control) (version int, err error) {
+	rows, err := c.rows(ctx, settingsSQL)
+	if err != nil {
+		return 0, fmt.Errorf("reading the server's settings: %w", err)
+	}
+	if rows[0][2] == yes {
+		return 0, errors.New("the server is a standby: waiting for it to be promoted or for the primary to answer")
+	}
+	if version, err = strconv.Atoi(rows[0][0]); err != nil {
+		return 0, fmt.Errorf("reading the server's version: %w", err)
+	}
+	if version < oldestVersion {
+		return 0, &fatalError{fmt.Errorf("the server is PostgreSQL %d", version/10000), "use PostgreSQL 14 or later"}
+	}
+	if level := rows[0][1]; level != "logical" {
+		return 0, &fatalError{fmt.Errorf("wal_level is %s", level),
+			"ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL"}
+	}
+	return version, nil
+}
+
+const publicationSQL = `
+SELECT pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot
+FROM pg_publication
+WHERE pubname = $1`
+
+const publicationTablesSQL = `
+SELECT schemaname || '.' || tablename
+FROM pg_publication_tables
+WHERE pubname = $1
+ORDER BY 1`
+
+func (r *Relay) preparePublication(ctx context.Context, c *control, version int, create bool) error {
+	name := r.cfg.Publication
+	rows, err := c.rows(ctx, publicationSQL, name)
+	if err != nil {
+		return fmt.Errorf("looking up publication %s: %w", name, err)
+	}
+	if len(rows) == 0 {
+		statement := createPublicationSQL(name, r.cfg.Tables, version)
+		if !create {
+			return &fatalError{fmt.Errorf("publication %s does not exist", name),
+				"before the slot is made: " + statement}
+		}
+		if len(r.cfg.Tables) == 0 {
+			return &fatalError{fmt.Errorf("publication %s does not exist", name), "name the outbox tables to create it for"}
+		}
+		if err := c.do(ctx, statement); err != nil && sqlState(err) != stateDuplicateObject && sqlState(err) != stateUniqueViolation {
+			return fmt.Errorf("creating publication %s: %w", name, err)
+		}
+		r.log.Info("publication created", slog.String(keyPublication, name), slog.Any(keyTables, r.cfg.Tables))
+		if rows, err = c.rows(ctx, publicationSQL, name); err != nil {
+			return fmt.Errorf("looking up publication %s: %w", name, err)
+		}
+		if len(rows) == 0 {
+			return fmt.Errorf("creating publication %s: it is gone again", name)
+		}
+	}
+	set := func(problem, option string) error {
+		return &fatalError{fmt.Errorf("publication %s %s", name, problem),
+			"ALTER PUBLICATION " + quoteIdentifier(name) + " SET (" + option + ")"}
+	}
+	switch row := rows[0]; {
+	case row[0] != yes:
+		return set("does not publish inserts", "publish = 'insert'")
+	case row[1] == yes:
+		return set("publishes more than inserts, so that updates of the outbox fail or are sent for nothing", "publish = 'insert'")
+	case row[2] != yes:
+		return set("publishes partitions under their own names", "publish_via_partition_root = true")
+	}
+	return r.checkTables(ctx, c)
+}
+
+func (r *Relay) checkTables(ctx context.Context, c *control) error {
+	name := r.cfg.Publication
+	rows, err := c.rows(ctx, publicationTablesSQL, name)
+	if err != nil {
+		return fmt.Errorf("listing the tables of publication %s: %w", name, err)
+	}
+	held := make([]string, len(rows))
+	for i, row := range rows {
+		held[i] = row[0]
+	}
+	if len(held) == 0 {
+		return &fatalError{fmt.Errorf("publication %s holds no table", name),
+			"ALTER PUBLICATION " + quoteIdentifier(name) + " ADD TABLE, for each outbox"}
+	}
+	if len(r.cfg.Tables) == 0 {
+		return nil
+	}
+	for _, want := range r.cfg.Tables {
+		if !slices.Contains(held, want) {
+			return &fatalError{fmt.Errorf("publication %s does not hold %s", name, want),
+				"ALTER PUBLICATION " + quoteIdentifier(name) + " ADD TABLE " + quoteTable(want) +
+					"; rows committed before that are not published"}
+		}
+	}
+	for _, table := range held {
+		if !slices.Contains(r.cfg.Tables, table) {
+			return &fatalError{fmt.Errorf("publication %s also holds %s, whose rows would be confirmed unpublished", name, table),
+				"name that table too, or use another publication"}
+		}
+	}
+	return nil
+}
+
+func createPublicationSQL(name string, tables []string, version int) string {
+	list := make([]string, len(tables))
+	for i, table := range tables {
+		list[i] = quoteTable(table)
+		if version >= columnListVersion {
+			list[i] += " (" + columnList() + ")"
+		}
+	}
+	if len(list) == 0 {
+		list = []string{"schema.outbox"}
+	}
+	return "CREATE PUBLICATION " + quoteIdentifier(name) + " FOR TABLE " + strings.Join(list, ", ") +
+		" WITH (publish = 'insert', publish_via_partition_root = true)"
+}
+
+func (r *Relay) createSlot(ctx context.Context, c *control) error {
+	for _, table := range r.cfg.Tables {
+		rows, err := c.rows(ctx, "SELECT EXISTS (SELECT FROM "+quoteTable(table)+")")
+		if err != nil {
+			return fmt.Errorf("looking for rows older than the slot in %s: %w", table, err)
+		}
+		if rows[0][0] == yes {
+			r.log.Warn("rows older than the slot will not be published", slog.String(keyTable, table))
+		}
+	}
+	err := c.do(ctx, "SELECT pg_create_logical_replication_slot("+quoteLiteral(r.cfg.Slot)+", 'pgoutput')")
+	if err != nil && sqlState(err) != stateDuplicateObject {
+		return fmt.Errorf("creating slot %s: %w", r.cfg.Slot, err)
+	}
+	r.log.Info("slot created", slog.String(keySlot, r.cfg.Slot))
+	return nil
+}
+
+// slotState is one look at the slot.
+type slotState struct {
+	exists        bool
+	logical       bool // a slot of pgoutput in this database
+	active        bool
+	pid           string
+	walStatus     string
+	retainedBytes float64
+	behindBytes   float64
+	safeBytes     float64 // -1: no limit
+}
+
+const slotSQL = `
+SELECT coalesce(plugin = 'pgoutput' AND database = current_database() AND NOT temporary, false),
+       active,
+       active_pid,
+       wal_status,
+       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0),
+       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0),
+       coalesce(safe_wal_size, -1)
+FROM pg_replication_slots
+WHERE slot_name = $1`
+
+func (c *control) slot(ctx context.Context, name string) (s slotState, err error) {
+	rows, err := c.rows(ctx, slotSQL, name)
+	if err != nil {
+		return s, fmt.Errorf("looking up slot %s: %w", name, err)
+	}
+	if len(rows) == 0 {
+		return s, nil
+	}
+	row := rows[0]
+	s = slotState{exists: true, logical: row[0] == yes, active: row[1] == yes, pid: row[2], walStatus: row[3]}
+	for i, into := range []*float64{&s.retainedBytes, &s.behindBytes, &s.safeBytes} {
+		if *into, err = strconv.ParseFloat(row[4+i], 64); err != nil {
+			return s, fmt.Errorf("looking up slot %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// check says why the slot cannot be read, nil if it can.
+func (s slotState) check(name string, hasStreamed bool) error {
+	drop := "SELECT pg_drop_replication_slot(" + quoteLiteral(name) + "), make the slot anew, and send the rows it missed again"
+	switch {
+	case !s.exists && hasStreamed:
+		return &fatalError{fmt.Errorf("slot %s is gone", name), "rows committed since it disappeared are in no slot: make it anew and send those rows again"}
+	case !s.exists:
+		return &fatalError{fmt.Errorf("slot %s does not exist", name),
+			"start once with the policy to create it, or SELECT pg_create_logical_replication_slot(" +
+				quoteLiteral(name) + ", 'pgoutput'); rows committed before that are not published"}
+	case !s.logical:
+		return &fatalError{fmt.Errorf("slot %s belongs to another plugin or database", name), "choose another slot name"}
+	case s.walStatus == "lost":
+		return &fatalError{fmt.Errorf("slot %s was invalidated: the WAL it needs is gone", name), drop}
+	}
+	return nil
+}
+
+// observe publishes what was seen.
+func (m *metrics) observe(s slotState) {
+	m.retained.Set(s.retainedBytes)
+	m.unconfirmed.Set(s.behindBytes)
+	m.safe.Set(s.safeBytes)
+	m.active.Set(boolean(s.active))
+	for _, status := range walStatuses {
+		m.walStatus.WithLabelValues(status).Set(boolean(status == s.walStatus))
+	}
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,139 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// MissingSlot says what to do when the slot does not exist on start.
+type MissingSlot string
+
+const (
+	// FailOnMissingSlot ends Run with an error. It is the default: a new slot knows nothing of the rows
+	// committed before it.
+	FailOnMissingSlot MissingSlot = "fail"
+	// CreateMissingSlot makes the publication, if that is missing too, and then the slot. Rows committed
+	// before that moment are not published; a warning tells if there are any. A slot that disappears
+	// while the relay runs is not made anew, because rows may be lost with it.
+	CreateMissingSlot MissingSlot = "create"
+)
+
+// Config is what a relay needs to know. DatabaseURL and Brokers are required; the zero value of
+// everything else means the default given with it.
+type Config struct {
+	// DatabaseURL names the database, as a URL or as keywords; the environment variables of libpq fill
+	// in what it leaves out. The role needs the REPLICATION attribute; to create a publication it must
+	// own the tables.
+	DatabaseURL string
+	// Brokers are the Kafka brokers to ask first, as host:port.
+	Brokers []string
+	// KafkaOptions are applied to the Kafka client, for TLS, SASL or compression. They cannot weaken
+	// acknowledgements or change how keys map to partitions.
+	KafkaOptions []kgo.Opt
+
+	// Slot is the replication slot, made of [a-z0-9_], at most 63. Default "converge". Slot names are
+	// cluster-wide.
+	Slot string
+	// Publication is the publication. Default "converge".
+	Publication string
+	// Tables are the outbox tables, as schema.table, that the publication must hold, no more and no
+	// fewer. Empty means every table that it holds.
+	Tables []string
+	// OnMissingSlot defaults to [FailOnMissingSlot].
+	OnMissingSlot MissingSlot
+	// NoCreateTopics makes a missing topic stop the stream until someone creates it. Otherwise it is
+	// created with the brokers' default partitions and replicas.
+	NoCreateTopics bool
+
+	// BufferBytes bounds the stream held in memory until it is acknowledged, in bytes. Default 8 MiB.
+	// The records made of it take about as much again. One row may be larger than the bound.
+	BufferBytes int
+	// DrainTimeout bounds the wait for acknowledgements after Run's context has ended. Default 10 s.
+	DrainTimeout time.Duration
+
+	// Logger defaults to slog.Default().
+	Logger *slog.Logger
+	// Registerer receives the metrics; nil keeps them unregistered. Two relays cannot share one.
+	Registerer prometheus.Registerer
+}
+
+const (
+	defaultName        = "converge"
+	defaultBufferBytes = 8 << 20
+	leastBufferBytes   = 4 * arenaSize
+	defaultDrain       = 10 * time.Second
+	applicationName    = "converge relay"
+)
+
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// withDefaults returns a copy with every default in place, or what is wrong with the configuration.
+func (c Config) withDefaults() (Config, error) {
+	var wrong []error
+	complain := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
+	if c.DatabaseURL == "" {
+		complain("DatabaseURL is empty")
+	} else if _, err := pgconn.ParseConfig(c.DatabaseURL); err != nil {
+		complain("reading DatabaseURL: %w", err)
+	}
+	if len(c.Brokers) == 0 {
+		complain("Brokers is empty")
+	}
+	if c.Slot == "" {
+		c.Slot = defaultName
+	}
+	if !slotName.MatchString(c.Slot) {
+		complain("Slot %q is not 1 to 63 of a-z, 0-9 and _", c.Slot)
+	}
+	if c.Publication == "" {
+		c.Publication = defaultName
+	}
+	for _, table := range c.Tables {
+		if schema, name, ok := strings.Cut(table, "."); !ok || schema == "" || name == "" {
+			complain("table %q is not schema.table", table)
+		}
+	}
+	switch c.OnMissingSlot {
+	case "":
+		c.OnMissingSlot = FailOnMissingSlot
+	case FailOnMissingSlot, CreateMissingSlot:
+	default:
+		complain("OnMissingSlot %q is not %q or %q", c.OnMissingSlot, FailOnMissingSlot, CreateMissingSlot)
+	}
+	if c.BufferBytes == 0 {
+		c.BufferBytes = defaultBufferBytes
+	}
+	if c.BufferBytes < leastBufferBytes {
+		complain("BufferBytes %d is less than %d", c.BufferBytes, leastBufferBytes)
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = defaultDrain
+	}
+	if c.DrainTimeout < 0 {
+		complain("DrainTimeout %s is negative", c.DrainTimeout)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c, errors.Join(wrong...)
+}
+
+// quoteIdentifier quotes a name for SQL and for the replication commands.
+func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// quoteLiteral quotes a string for a server with standard_conforming_strings, the default since 9.1.
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// quoteTable quotes schema.table.
+func quoteTable(table string) string {
+	schema, name, _ := strings.Cut(table, ".")
+	return quoteIdentifier(schema) + "." + quoteIdentifier(name)
+}

@@ -1,0 +1,80 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Values of the label reason of relay_publish_errors_total.
+const (
+	reasonTooLarge     = "too_large"
+	reasonUnknownTopic = "unknown_topic"
+	reasonDenied       = "not_authorized"
+	reasonHeaders      = "bad_headers"
+	reasonRejected     = "rejected"
+)
+
+var reasons = []string{reasonTooLarge, reasonUnknownTopic, reasonDenied, reasonHeaders, reasonRejected}
+
+// walStatuses are the values of wal_status in pg_replication_slots.
+var walStatuses = []string{"reserved", "extended", "unreserved", "lost"}
+
+type metrics struct {
+	published     *prometheus.CounterVec
+	publishErrors *prometheus.CounterVec
+	commitToAck   prometheus.Histogram
+	retained      prometheus.Gauge
+	unconfirmed   prometheus.Gauge
+	safe          prometheus.Gauge
+	active        prometheus.Gauge
+	walStatus     *prometheus.GaugeVec
+	leader        prometheus.Gauge
+	heartbeat     prometheus.Gauge
+}
+
+func newMetrics(to prometheus.Registerer) (*metrics, error) {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "converge", Subsystem: "relay", Name: name, Help: help})
+	}
+	m := &metrics{
+		published: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "converge", Subsystem: "relay",
+			Name: "events_published_total",
+			Help: "Outbox rows acknowledged by all in-sync replicas, repeats included, by topic."}, []string{"topic"}),
+		publishErrors: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "converge", Subsystem: "relay",
+			Name: "publish_errors_total",
+			Help: "Rows that could not be published, by reason. Each stops the stream until it passes; a rise that goes on is a row that needs someone."}, []string{"reason"}),
+		commitToAck: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "converge", Subsystem: "relay",
+			Name:    "commit_to_ack_seconds",
+			Help:    "From a transaction's commit, by the database's clock, to the acknowledgement of its last record. A rise means the relay or Kafka falls behind.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800}}),
+		retained:    gauge("slot_retained_wal_bytes", "WAL that the slot keeps on the server's disk. A rise means that confirmations do not move."),
+		unconfirmed: gauge("slot_unconfirmed_bytes", "WAL behind the last confirmed position. A rise means the relay falls behind."),
+		safe:        gauge("slot_safe_wal_bytes", "WAL that can still be written before the slot is invalidated and rows are lost; -1 when max_slot_wal_keep_size sets no limit."),
+		active:      gauge("slot_active", "1 while any relay reads the slot."),
+		walStatus: prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "converge", Subsystem: "relay",
+			Name: "slot_wal_status",
+			Help: "1 for the slot's wal_status. unreserved means the slot is about to be lost, lost that it is."}, []string{"status"}),
+		leader:    gauge("leader", "1 while this relay reads the slot, 0 while it stands by or is disconnected."),
+		heartbeat: gauge("last_heartbeat_timestamp_seconds", "When this relay last reported its position to the server, Unix time. Stale means that it does not stream."),
+	}
+	for _, r := range reasons {
+		m.publishErrors.WithLabelValues(r)
+	}
+	for _, s := range walStatuses {
+		m.walStatus.WithLabelValues(s)
+	}
+	if to == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{m.published, m.publishErrors, m.commitToAck, m.retained, m.unconfirmed,
+		m.safe, m.active, m.walStatus, m.leader, m.heartbeat} {
+		errs = append(errs, to.Register(c))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("registering the relay's metrics: %w", err)
+	}
+	return m, nil
+}

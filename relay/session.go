@@ -1,0 +1,401 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/relay/pgoutput"
+)
+
+// session is one connection to either side. Nothing of it outlives it but what is confirmed.
+type session struct {
+	relay   *Relay
+	log     *slog.Logger
+	metrics *metrics
+
+	kafka   *kafka
+	control *control
+	wire    *wire
+	memory  *arenas
+	tracker *tracker
+
+	// life ends with the first error of any part; its cause is that error. The records carry a context
+	// of their own that never ends: a record that Kafka may have must not be given up halfway.
+	life context.Context
+	end  context.CancelCauseFunc
+
+	acknowledged atomic.Int64 // records, for telling a stall from an idle stream
+
+	// The reading goroutine's own:
+	layouts     map[uint32]*layout
+	tuple       pgoutput.Tuple
+	names       names
+	transaction *transaction
+	lastTopic   *topic
+}
+
+const (
+	statusInterval = time.Second
+	sampleInterval = 5 * time.Second
+	// askAfter and giveUpAfter bound the silence of a server that may be gone without a word.
+	askAfter    = 10 * time.Second
+	giveUpAfter = 30 * time.Second
+	// stalledAfter is how long Kafka may acknowledge nothing before the relay is not ready.
+	stalledAfter = 5 * time.Second
+	// transactionGrace is how long a drain reads on to the end of a transaction that it is in.
+	transactionGrace = 500 * time.Millisecond
+	finishTimeout    = 2 * time.Second
+)
+
+// runSession streams until ctx ends and all is drained (nil or ErrDrainTimedOut), or an error.
+func (r *Relay) runSession(ctx context.Context) error {
+	s := &session{relay: r, log: r.log, metrics: r.metrics, layouts: make(map[uint32]*layout), names: make(names)}
+	s.life, s.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	defer s.end(nil)
+	if err := s.open(ctx); err != nil {
+		s.close()
+		return err
+	}
+	r.streaming()
+	defer r.metrics.leader.Set(0)
+	r.metrics.leader.Set(1)
+
+	reading, stopReading := context.WithCancelCause(s.life)
+	defer stopReading(nil)
+	var parts sync.WaitGroup
+	part := func(run func() error) {
+		parts.Go(func() {
+			if err := run(); err != nil {
+				s.end(err)
+			}
+		})
+	}
+	part(s.reportStatus)
+	part(s.sampleSlot)
+	parts.Go(func() {
+		// A read or a write under way ends only when the connection does, and a Kafka client that had
+		// a record refused must send nothing that came behind it.
+		<-s.life.Done()
+		s.wire.close()
+		s.kafka.client.Close()
+	})
+	stop := context.AfterFunc(ctx, func() {
+		stopReading(errStopped)
+		if err := s.wire.interrupt(0); err != nil {
+			s.end(fmt.Errorf("stopping the stream: %w", err))
+		}
+	})
+	err := s.read(reading)
+	stop()
+	if errors.Is(err, errStopped) && ctx.Err() != nil {
+		err = s.drain()
+	}
+	s.end(err)
+	parts.Wait()
+	s.close()
+	if cause := context.Cause(s.life); cause != context.Canceled { //nolint:errorlint // exactly what end(nil) leaves
+		return cause
+	}
+	return nil
+}
+
+// open connects to both sides and checks what has to be checked. What it opened stays open on an error.
+func (s *session) open(ctx context.Context) (err error) {
+	cfg := &s.relay.cfg
+	if s.kafka, err = newKafka(cfg, s.metrics); err != nil {
+		return &fatalError{err, "correct the Kafka options"}
+	}
+	if err = s.kafka.ping(ctx); err != nil {
+		return err
+	}
+	if s.control, err = openControl(ctx, cfg.DatabaseURL); err != nil {
+		return err
+	}
+	slot, err := s.relay.prepare(ctx, s.control)
+	if err != nil {
+		return err
+	}
+	s.metrics.observe(slot)
+	s.memory = newArenas(cfg.BufferBytes)
+	s.tracker = new(tracker)
+	s.wire, err = openWire(ctx, cfg.DatabaseURL, cfg.Slot, cfg.Publication, s.memory)
+	if sqlState(err) == stateObjectInUse {
+		return &standbyError{slot: cfg.Slot, pid: slot.pid, err: err}
+	}
+	return err
+}
+
+// standbyError means that another relay reads the slot.
+type standbyError struct {
+	slot, pid string
+	err       error
+}
+
+func (e *standbyError) Error() string {
+	return fmt.Sprintf("standing by: slot %s is read by another relay (server process %s)", e.slot, e.pid)
+}
+
+func (e *standbyError) Unwrap() error { return e.err }
+
+// close gives back whatever is still open. Records that are buffered fail, which no longer matters.
+func (s *session) close() {
+	if s.wire != nil {
+		s.wire.close()
+	}
+	if s.kafka != nil {
+		s.kafka.client.Close()
+	}
+	if s.control != nil {
+		s.control.close()
+	}
+}
+
+// read is the reading goroutine: it takes messages from the wire and produces records until an error.
+// After ctx ended it goes on to the end of the transaction, if that comes soon.
+func (s *session) read(ctx context.Context) error {
+	graceful := false
+	for {
+		body, in, err := s.wire.next(ctx)
+		if errors.Is(err, errStopped) && !graceful && s.tracker.isOpen() {
+			graceful = true
+			if err := s.wire.interrupt(transactionGrace); err != nil {
+				return fmt.Errorf("stopping the stream: %w", err)
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if len(body) == 0 {
+			return fmt.Errorf("%w: empty", pgoutput.ErrMalformed)
+		}
+		switch body[0] {
+		case pgoutput.EnvelopeWAL:
+			_, message, err := pgoutput.WAL(body)
+			if err != nil {
+				return err
+			}
+			if err := s.message(ctx, message, in); err != nil {
+				return err
+			}
+			if graceful && message[0] == pgoutput.KindCommit {
+				return errStopped
+			}
+		case pgoutput.EnvelopeKeepalive:
+			if err := s.keepalive(body); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *session) keepalive(body []byte) error {
+	k, err := pgoutput.ParseKeepalive(body)
+	if err != nil {
+		return err
+	}
+	s.tracker.keepalive(k.WALEnd)
+	if k.ReplyRequested {
+		return s.wire.sendStatus(s.tracker.watermark(), false)
+	}
+	return nil
+}
+
+func (s *session) message(ctx context.Context, message []byte, in *arena) error {
+	switch message[0] {
+	case pgoutput.KindInsert:
+		return s.insert(ctx, message, in)
+	case pgoutput.KindBegin:
+		begin, err := pgoutput.ParseBegin(message)
+		if err != nil {
+			return err
+		}
+		s.transaction = s.tracker.begin(pgoutput.Time(begin.Micros))
+	case pgoutput.KindCommit:
+		commit, err := pgoutput.ParseCommit(message)
+		if err != nil {
+			return err
+		}
+		if s.transaction == nil {
+			return fmt.Errorf("%w: commit outside a transaction", pgoutput.ErrMalformed)
+		}
+		committed, sent := s.transaction.committed, s.transaction.sent
+		s.transaction = nil
+		if s.tracker.commit(commit.EndLSN) && sent > 0 {
+			s.metrics.commitToAck.Observe(time.Since(committed).Seconds())
+		}
+	case pgoutput.KindRelation:
+		relation, err := pgoutput.ParseRelation(message)
+		if err != nil {
+			return err
+		}
+		l, err := layoutOf(relation)
+		if err != nil {
+			return err
+		}
+		s.layouts[relation.ID] = l
+	}
+	return nil
+}
+
+// insert makes a record of a row and produces it.
+func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
+	id, err := pgoutput.ParseInsert(message, &s.tuple)
+	if err != nil {
+		return err
+	}
+	l, x := s.layouts[id], s.transaction
+	if l == nil || x == nil {
+		return fmt.Errorf("%w: row outside a transaction or of an unknown table", pgoutput.ErrMalformed)
+	}
+	if err := l.values(s.tuple); err != nil {
+		return err
+	}
+	if err := s.chooseTopic(ctx, s.tuple[l.index[fieldTopic]].Data); err != nil {
+		if errors.Is(context.Cause(ctx), errStopped) {
+			return errStopped
+		}
+		if refused(err) {
+			return l.refuse(s.tuple, reason(err), err)
+		}
+		return err
+	}
+	r := in.nextRow(s.newRow)
+	r.layout, r.arena, r.transaction, r.topic = l, in, x, s.lastTopic
+	if err := l.fill(r, s.tuple, x, s.names); err != nil {
+		return l.refuse(s.tuple, reasonHeaders, err)
+	}
+	if size := recordSize(&r.record); size > r.topic.limit {
+		return l.refuse(s.tuple, reasonTooLarge, fmt.Errorf("the record takes up to %d bytes, the topic takes %d", size, r.topic.limit))
+	}
+	x.sent++
+	s.kafka.client.Produce(context.Background(), &r.record, r.promise)
+	return nil
+}
+
+func (s *session) chooseTopic(ctx context.Context, name []byte) (err error) {
+	if s.lastTopic != nil && s.lastTopic.name == string(name) {
+		return nil
+	}
+	var t *topic
+	if t, err = s.kafka.topic(ctx, name); err == nil {
+		s.lastTopic = t
+	}
+	return err
+}
+
+func (s *session) newRow() *row {
+	r := &row{headers: make([]kgo.RecordHeader, 0, usualHeaders)}
+	r.promise = func(_ *kgo.Record, err error) { s.settle(r, err) }
+	return r
+}
+
+// settle is the promise of every record. The Kafka client calls it for one record at a time; it must
+// not block. Once both counts are taken down the row may be reused, so nothing of it is read after.
+//
+// A refused record is never counted, so the watermark stays in front of its transaction for good; the
+// session ends and everything behind it is sent again. The client has failed what it had buffered for
+// the partition by then, and forgets its sequence: a row of the same key that the reader hands over
+// between that moment and this call could overtake. Known causes are refused by the reader before
+// anything behind them is sent (size, missing topics), which leaves rights withdrawn and brokers that
+// change their mind, where what comes behind is refused alike.
+func (s *session) settle(r *row, err error) {
+	if err != nil {
+		if s.life.Err() == nil {
+			s.end(r.refuse(err))
+		}
+		return
+	}
+	x, in, committed := r.transaction, r.arena, r.record.Timestamp
+	r.topic.published.Inc()
+	s.acknowledged.Add(1)
+	if x.acknowledge() {
+		s.metrics.commitToAck.Observe(time.Since(committed).Seconds())
+	}
+	in.acknowledge()
+}
+
+// reportStatus tells the server the watermark every second, whatever the reader is doing.
+func (s *session) reportStatus() error {
+	tick := time.NewTicker(statusInterval)
+	defer tick.Stop()
+	progress := stall{since: time.Now()}
+	for {
+		var now time.Time
+		select {
+		case now = <-tick.C:
+		case <-s.life.Done():
+			return nil
+		}
+		silence := s.wire.silence(now)
+		if silence > giveUpAfter {
+			return fmt.Errorf("streaming: the server has been silent for %s: %w", silence.Round(time.Second), io.ErrNoProgress)
+		}
+		if err := s.wire.sendStatus(s.tracker.watermark(), silence > askAfter); err != nil {
+			return err
+		}
+		s.metrics.heartbeat.Set(float64(now.UnixMilli()) / 1000)
+		s.relay.kafkaStalled(progress.observe(now, s.acknowledged.Load(), s.kafka.client.BufferedProduceRecords()), s.kafka)
+	}
+}
+
+// stall tells a Kafka that does not answer from a stream that is idle.
+type stall struct {
+	count int64
+	since time.Time
+}
+
+// observe returns how long records have been waiting without any being acknowledged, 0 while it is
+// less than stalledAfter.
+func (p *stall) observe(now time.Time, acknowledged, buffered int64) time.Duration {
+	if acknowledged != p.count || buffered == 0 {
+		p.count, p.since = acknowledged, now
+	}
+	if d := now.Sub(p.since); d >= stalledAfter {
+		return d
+	}
+	return 0
+}
+
+// sampleSlot looks at the slot from outside, for the metrics.
+func (s *session) sampleSlot() error {
+	tick := time.NewTicker(sampleInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.life.Done():
+			return nil
+		}
+		slot, err := s.control.slot(s.life, s.relay.cfg.Slot)
+		if err != nil {
+			return err
+		}
+		s.metrics.observe(slot)
+	}
+}
+
+// drain waits for the acknowledgements of what was produced, confirms it and ends the stream.
+func (s *session) drain() error {
+	ctx, cancel := context.WithTimeout(s.life, s.relay.cfg.DrainTimeout)
+	defer cancel()
+	flushed := s.kafka.client.Flush(ctx)
+	if err := context.Cause(s.life); err != nil {
+		return err
+	}
+	if err := s.wire.sendStatus(s.tracker.watermark(), false); err != nil {
+		return err
+	}
+	if flushed != nil {
+		return ErrDrainTimedOut
+	}
+	return s.wire.finish(s.life, finishTimeout)
+}
