@@ -15,7 +15,7 @@ import (
 // each day (UTC) from yesterday on, days ahead. A day whose rows already stand in the default partition
 // stays there: slower to prune, never wrong.
 func EnsureDays(ctx context.Context, pool *pgxpool.Pool, table string, now time.Time, ahead int) error {
-	first := now.UTC().Truncate(24 * time.Hour).AddDate(0, 0, -1)
+	first := now.UTC().Truncate(24*time.Hour).AddDate(0, 0, -1)
 	for i := range ahead + 2 {
 		day := first.AddDate(0, 0, i)
 		name := pgx.Identifier{table + day.Format("_20060102")}.Sanitize()
