@@ -1,0 +1,52 @@
+# converge: `make` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run demo build test test-kafka test-browser check challenge bench clean
+
+GO      ?= go
+BIN     := bin/converge
+DIR     ?= .converge
+
+# The race detector needs a C compiler; without one the tests run all the same.
+RACE    := $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null && echo -race)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## the whole pipeline in one process: console on http://127.0.0.1:8080, Kafka on 9092
+	@exec $(BIN) up --dir $(DIR)
+
+demo: build ## the same with a gentle load, so that every picture moves
+	@exec $(BIN) up --dir $(DIR) --demo
+
+build: ## the binary, bin/converge
+	@$(GO) build -o $(BIN) ./cmd/converge
+
+test: ## every test: real PostgreSQL, embedded Kafka, race detector
+	$(GO) test $(RACE) -timeout 15m ./...
+
+test-kafka: ## the end-to-end tests against a real Apache Kafka (needs Java 17 and Maven, or KAFKA_BROKERS)
+	CONVERGE_TEST_KAFKA=real $(GO) test -timeout 15m -count=1 -run 'Kafka|EndToEnd' ./cmd/converge ./internal/kafkatest
+
+test-browser: ## Chromium clicks through the console (needs chromium)
+	$(GO) test -timeout 10m -count=1 -tags browser -run Browser ./console ./cmd/converge
+
+check: ## format, vet, staticcheck, architecture, dashboards and rules, compose file, known vulnerabilities
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not formatted (gofmt -w):'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags browser ./console ./cmd/converge
+	GOOS=darwin $(GO) vet ./cmd/converge ./internal/...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+	$(GO) test -count=1 ./internal/architecture ./deploy/... ./schemas/...
+	@deploy/check-rules.sh
+	@deploy/check-vulnerabilities.sh
+
+challenge: build ## profile changes flow while Analytics is down; an independent checker gives the verdict
+	@$(BIN) challenge profile
+
+bench: ## benchmarks: ratios measured side by side in one run
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./relay/... ./consumers/group/... ./schemas/... ./producers/httpapi/...
+
+clean: ## remove what run, demo and build made
+	rm -rf $(DIR) bin .cache
