@@ -56,3 +56,23 @@ const NotServed = "AQ"
 
 // DefaultCountry is where an order goes that does not say.
 const DefaultCountry = "DE"
+
+// maxID is how many characters an id may have.
+const maxID = 64
+
+// ValidID reports whether id is one that the services accept from outside: 1 to 64 characters of
+// A-Z a-z 0-9 _ . : -
+func ValidID(id string) bool {
+	if id == "" || len(id) > maxID {
+		return false
+	}
+	for _, c := range []byte(id) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case c == '_', c == '.', c == ':', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}

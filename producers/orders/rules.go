@@ -116,7 +116,7 @@ type Outcome string
 // The outcomes. Delivered is the pivot: from there on nothing can fail.
 const (
 	Undecided    Outcome = ""
-	Delivered    Outcome = "delivered"
+	Delivered    Outcome = "completed"
 	OutOfStock   Outcome = "insufficient_inventory"
 	Declined     Outcome = "payment_declined"
 	Refused      Outcome = "shipment_refused"

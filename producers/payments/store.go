@@ -1,0 +1,155 @@
+package payments
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Migrations creates the payments in the schema that search_path names first.
+//
+//go:embed migrations/*.sql
+var Migrations embed.FS
+
+// payment is a row.
+type payment struct {
+	id      uuid.UUID
+	orderID string
+	state   State
+	terms   terms
+	version int64
+	cause   cause
+
+	createdAt, updatedAt time.Time
+
+	changed bool
+}
+
+// terms is what a payment is about.
+type terms struct {
+	amount   *int64 // minor units; nil when nothing was ever asked for
+	currency string
+	method   string
+	country  string // where the order goes: what the shipment needs to know
+}
+
+// cause is what a slow card's answer follows from.
+type cause struct{ correlationID, causationID string }
+
+const columns = `id, order_id, state, amount, currency, payment_method, ship_country, version,
+       correlation_id, causation_id, created_at, updated_at`
+
+func scan(rows pgx.CollectableRow) (*payment, error) {
+	var p payment
+	err := rows.Scan(&p.id, &p.orderID, &p.state, &p.terms.amount, &p.terms.currency, &p.terms.method, &p.terms.country,
+		&p.version, &p.cause.correlationID, &p.cause.causationID, &p.createdAt, &p.updatedAt)
+	return &p, err
+}
+
+const touchSQL = `
+INSERT INTO payments (id, order_id, saga)
+SELECT u.id, u.order_id, true
+FROM unnest($1::uuid[], $2::text[]) AS u (id, order_id)
+ORDER BY u.order_id
+ON CONFLICT (order_id) WHERE saga DO NOTHING`
+
+const lockSQL = `
+SELECT ` + columns + `
+FROM payments
+WHERE order_id = ANY($1)
+  AND saga
+ORDER BY order_id
+FOR UPDATE`
+
+// lock takes the rows of the orders' sagas, making those that are not there, until the transaction ends.
+// One round trip.
+func lock(ctx context.Context, tx pgx.Tx, orderIDs []string) (map[string]*payment, error) {
+	ids := make([]uuid.UUID, len(orderIDs))
+	for i := range ids {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, fmt.Errorf("making a payment id: %w", err)
+		}
+		ids[i] = id
+	}
+	rows := map[string]*payment{}
+	var batch pgx.Batch
+	batch.Queue(touchSQL, ids, orderIDs)
+	batch.Queue(lockSQL, orderIDs).Query(func(found pgx.Rows) error {
+		list, err := pgx.CollectRows(found, scan)
+		for _, p := range list {
+			rows[p.orderID] = p
+		}
+		return err
+	})
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+		return nil, fmt.Errorf("locking payments: %w", err)
+	}
+	return rows, nil
+}
+
+const saveSQL = `
+UPDATE payments AS p
+SET state = u.state,
+    amount = u.amount,
+    currency = u.currency,
+    payment_method = u.method,
+    ship_country = u.country,
+    version = u.version,
+    correlation_id = u.correlation_id,
+    causation_id = u.causation_id,
+    updated_at = now(),
+    due_at = CASE WHEN u.state = 'PENDING' THEN now() + $10::interval END
+FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[])
+     AS u (id, state, amount, currency, method, country, version, correlation_id, causation_id)
+WHERE p.id = u.id`
+
+// save writes the payments that changed. One that waits for a slow card is due after the delay.
+func save(ctx context.Context, tx pgx.Tx, rows map[string]*payment, delay time.Duration) error {
+	var ids []uuid.UUID
+	var states, currencies, methods, countries, correlations, causations []string
+	var amounts []*int64
+	var versions []int64
+	for _, key := range slices.Sorted(maps.Keys(rows)) {
+		p := rows[key]
+		if !p.changed {
+			continue
+		}
+		ids, states, amounts = append(ids, p.id), append(states, string(p.state)), append(amounts, p.terms.amount)
+		currencies, methods, countries = append(currencies, p.terms.currency), append(methods, p.terms.method), append(countries, p.terms.country)
+		versions = append(versions, p.version)
+		correlations, causations = append(correlations, p.cause.correlationID), append(causations, p.cause.causationID)
+	}
+	if _, err := tx.Exec(ctx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay); err != nil {
+		return fmt.Errorf("saving payments: %w", err)
+	}
+	return nil
+}
+
+const dueSQL = `
+SELECT ` + columns + `
+FROM payments
+WHERE due_at <= now()
+ORDER BY due_at
+LIMIT $1
+FOR UPDATE SKIP LOCKED`
+
+// due takes the rows, at most limit, whose provider answers now. Rows that another process works on are
+// passed over.
+func due(ctx context.Context, tx pgx.Tx, limit int) ([]*payment, error) {
+	rows, err := tx.Query(ctx, dueSQL, limit)
+	if err != nil {
+		return nil, fmt.Errorf("looking for slow cards: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scan)
+	if err != nil {
+		return nil, fmt.Errorf("looking for slow cards: %w", err)
+	}
+	return list, nil
+}
