@@ -77,7 +77,7 @@ func (c *conformer) value(s *shape) error {
 			return c.integer(s)
 		}
 	default:
-		return fmt.Errorf("Avro type %s has no JSON form here", s.kind)
+		return fmt.Errorf("a value of Avro type %s has no JSON form here", s.kind)
 	}
 	// A syntax error is a better answer than a wrong kind.
 	if _, err := c.dec.ReadValue(); err != nil {
