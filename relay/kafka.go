@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // topic is a topic that exists.
@@ -60,6 +61,7 @@ func newKafka(cfg *Config, m *metrics) (*kafka, error) {
 		kgo.ProducerLinger(0),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 		kgo.UnknownTopicRetries(unknownTopicRetries),
+		kgo.DisableClientMetrics(),
 	}
 	options = append(options, cfg.KafkaOptions...)
 	options = append(options,
@@ -126,46 +128,58 @@ func (k *kafka) topic(ctx context.Context, name []byte) (*topic, error) {
 	return t, nil
 }
 
-// ensure returns when every partition of the topic has a leader.
+// ensure returns when every partition of the topic has a leader, making the topic first if need be.
 func (k *kafka) ensure(ctx context.Context, name string) error {
 	poll := time.NewTicker(topicPoll)
 	defer poll.Stop()
 	for created := false; ; {
-		details, err := k.admin.ListTopics(ctx, name)
-		if err != nil {
-			return fmt.Errorf("looking up topic %q: %w", name, err)
-		}
-		switch detail := details[name]; {
-		case detail.Err == nil && len(detail.Partitions) > 0 && led(detail):
+		err := k.look(ctx, name)
+		switch {
+		case err == nil:
 			return nil
-		case errors.Is(detail.Err, kerr.UnknownTopicOrPartition):
-			if !k.create {
-				return fmt.Errorf("looking up topic %q: %w", name, detail.Err)
+		case errors.Is(err, kerr.UnknownTopicOrPartition) && k.create && !created:
+			if err := k.createTopic(ctx, name); err != nil {
+				return err
 			}
-			if !created {
-				if err := k.createTopic(ctx, name); err != nil {
-					return err
-				}
-				created = true
-			}
-		case detail.Err != nil && !kerr.IsRetriable(detail.Err):
-			return fmt.Errorf("looking up topic %q: %w", name, detail.Err)
+			created = true
+			continue
+		case !kerr.IsRetriable(err), errors.Is(err, kerr.UnknownTopicOrPartition) && !created:
+			return fmt.Errorf("looking up topic %q: %w", name, err)
 		}
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for topic %q: %w", name, context.Cause(ctx))
+			return fmt.Errorf("waiting for topic %q: %w", name, err)
 		}
 	}
 }
 
-func led(detail kadm.TopicDetail) bool {
-	for _, p := range detail.Partitions {
-		if p.Err != nil || p.Leader < 0 {
-			return false
+// look asks a broker for the topic. It does not go through kadm, which answers from the client's cache
+// and makes a topic just created look missing for seconds.
+func (k *kafka) look(ctx context.Context, name string) error {
+	request := kmsg.NewPtrMetadataRequest()
+	wanted := kmsg.NewMetadataRequestTopic()
+	wanted.Topic = &name
+	request.Topics = []kmsg.MetadataRequestTopic{wanted}
+	response, err := request.RequestWith(ctx, k.client)
+	if err != nil {
+		return err
+	}
+	if len(response.Topics) != 1 || len(response.Topics[0].Partitions) == 0 && response.Topics[0].ErrorCode == 0 {
+		return kerr.UnknownTopicOrPartition
+	}
+	if err := kerr.ErrorForCode(response.Topics[0].ErrorCode); err != nil {
+		return err
+	}
+	for _, p := range response.Topics[0].Partitions {
+		if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+			return err
+		}
+		if p.Leader < 0 {
+			return kerr.LeaderNotAvailable
 		}
 	}
-	return true
+	return nil
 }
 
 func (k *kafka) createTopic(ctx context.Context, name string) error {
