@@ -30,7 +30,9 @@ type pkg struct {
 	Deps       []string
 }
 
-func (p pkg) ours() bool { return p.ImportPath == module || strings.HasPrefix(p.ImportPath, module+"/") }
+func (p pkg) ours() bool {
+	return p.ImportPath == module || strings.HasPrefix(p.ImportPath, module+"/")
+}
 
 // rule bans dependencies, direct or not.
 type rule struct {
