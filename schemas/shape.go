@@ -35,15 +35,22 @@ type shapeField struct {
 // record returns the record's own name, without its namespace.
 func (s *shape) record() string { return s.name[strings.LastIndexByte(s.name, '.')+1:] }
 
-// maxDepth bounds how deep values nest. The schemas here nest two levels.
+// maxDepth bounds how deep schemas nest. Those here nest two levels.
 const maxDepth = 32
 
+var errRecursive = errors.New("the schema contains itself, which is not supported")
+
+// parseShape refuses a schema that contains itself: the Avro library follows such a field without end
+// when the reader does not want it.
 func parseShape(text string) (*shape, error) {
-	p := shapeParser{named: map[string]*shape{}}
+	p := shapeParser{named: map[string]*shape{}, open: map[string]bool{}}
 	return p.parse(jsontext.Value(text), "", 0)
 }
 
-type shapeParser struct{ named map[string]*shape }
+type shapeParser struct {
+	named map[string]*shape
+	open  map[string]bool // records whose fields are being parsed
+}
 
 func (p *shapeParser) parse(v jsontext.Value, namespace string, depth int) (*shape, error) {
 	if depth > maxDepth {
@@ -81,7 +88,11 @@ func (p *shapeParser) lookup(name, namespace string) (*shape, error) {
 	case "null", "boolean", "int", "long", "float", "double", "bytes", "string":
 		return &shape{kind: name}, nil
 	}
-	if s, ok := p.named[fullName(name, namespace)]; ok {
+	full := fullName(name, namespace)
+	if p.open[full] {
+		return nil, errRecursive
+	}
+	if s, ok := p.named[full]; ok {
 		return s, nil
 	}
 	return nil, fmt.Errorf("the schema names an unknown type %q", name)
@@ -127,6 +138,8 @@ func (p *shapeParser) parseObject(v jsontext.Value, namespace string, depth int)
 			namespace = s.name[:i]
 		}
 		p.named[s.name] = s
+		p.open[s.name] = true
+		defer delete(p.open, s.name)
 		for _, f := range o.Fields {
 			fs, err := p.parse(f.Type, namespace, depth+1)
 			if err != nil {
@@ -155,7 +168,7 @@ var (
 // checkBinary reports whether b is exactly one binary value of the shape. Its cost is bounded by
 // len(b): every count is held against the bytes that are left.
 func (s *shape) checkBinary(b []byte) error {
-	rest, err := s.skip(b, 0)
+	rest, err := s.skip(b)
 	if err != nil {
 		return err
 	}
@@ -165,10 +178,7 @@ func (s *shape) checkBinary(b []byte) error {
 	return nil
 }
 
-func (s *shape) skip(b []byte, depth int) ([]byte, error) {
-	if depth > maxDepth {
-		return nil, errors.New("the value nests too deep")
-	}
+func (s *shape) skip(b []byte) ([]byte, error) {
 	switch s.kind {
 	case "null":
 		return b, nil
@@ -205,17 +215,17 @@ func (s *shape) skip(b []byte, depth int) ([]byte, error) {
 		if i < 0 || i >= int64(len(s.union)) {
 			return nil, errors.New("a union has no such branch")
 		}
-		return s.union[i].skip(rest, depth+1)
+		return s.union[i].skip(rest)
 	case "record":
 		var err error
 		for _, f := range s.fields {
-			if b, err = f.shape.skip(b, depth+1); err != nil {
+			if b, err = f.shape.skip(b); err != nil {
 				return nil, fmt.Errorf("field %s: %w", f.name, err)
 			}
 		}
 		return b, nil
 	default: // array, map
-		return s.skipBlocks(b, depth)
+		return s.skipBlocks(b)
 	}
 }
 
@@ -231,9 +241,9 @@ func (s *shape) skipText(b []byte) ([]byte, error) {
 	return after, err
 }
 
-// skipBlocks follows the blocks of an array or a map. Items of no bytes at all are refused beyond the
-// bytes that are left, for nothing else would bound them.
-func (s *shape) skipBlocks(b []byte, depth int) ([]byte, error) {
+// skipBlocks follows the blocks of an array or a map. Items of no bytes at all (nulls, empty records)
+// are refused, for nothing would bound their number.
+func (s *shape) skipBlocks(b []byte) ([]byte, error) {
 	for {
 		count, rest, err := varint(b)
 		if err != nil {
@@ -259,8 +269,12 @@ func (s *shape) skipBlocks(b []byte, depth int) ([]byte, error) {
 					return nil, err
 				}
 			}
-			if rest, err = s.items.skip(rest, depth+1); err != nil {
+			left := len(rest)
+			if rest, err = s.items.skip(rest); err != nil {
 				return nil, err
+			}
+			if len(rest) == left && s.kind == "array" {
+				return nil, errors.New("an array has items of no bytes")
 			}
 		}
 		if size >= 0 && int64(start-len(rest)) != size {
