@@ -298,8 +298,13 @@ func (c *gatedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// reader consumes topics from their beginning.
-func (b *broker) reader(t testing.TB, topics ...string) *kgo.Client {
+// topicReader consumes topics from their beginning.
+type topicReader struct {
+	client  *kgo.Client
+	fetched []*kgo.Record
+}
+
+func (b *broker) reader(t testing.TB, topics ...string) *topicReader {
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(b.addrs()...), kgo.ConsumeTopics(topics...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond),
@@ -308,35 +313,29 @@ func (b *broker) reader(t testing.TB, topics ...string) *kgo.Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	return client
+	return &topicReader{client: client}
 }
 
-// take reads until n records have come.
-func take(t testing.TB, client *kgo.Client, n int) []*kgo.Record {
+// next returns the next record.
+func (r *topicReader) next(t testing.TB) *kgo.Record {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	var records []*kgo.Record
-	for len(records) < n {
-		fetches := client.PollFetches(ctx)
-		records = append(records, fetches.Records()...)
+	for len(r.fetched) == 0 {
 		if ctx.Err() != nil {
-			t.Fatalf("%d of %d records came within %s", len(records), n, patience)
+			t.Fatalf("no record came within %s", patience)
 		}
+		r.fetched = r.client.PollFetches(ctx).Records()
 	}
-	return records
+	record := r.fetched[0]
+	r.fetched = r.fetched[1:]
+	return record
 }
 
-// none fails if a record comes within d.
-func none(t testing.TB, client *kgo.Client, d time.Duration) {
+// value returns the next record's value.
+func (r *topicReader) value(t testing.TB) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	defer cancel()
-	for ctx.Err() == nil {
-		if records := client.PollFetches(ctx).Records(); len(records) > 0 {
-			t.Fatalf("a record came that should not: %s", records[0].Value)
-		}
-	}
+	return string(r.next(t).Value)
 }
 
 // config returns the configuration for a database and a broker; the slot is the test's own.

@@ -30,6 +30,8 @@ type Relay struct {
 	hasStreamed bool
 
 	mu sync.Mutex // guards all below
+	// refused means that the last session ended at a row that Kafka would not take.
+	refused bool
 	// notReady is why nothing streams, nil while it does.
 	notReady error
 	// stalled is why nothing is acknowledged although it streams, nil while all is well.
@@ -69,10 +71,25 @@ func (r *Relay) setNotReady(reason error) {
 	r.notReady, r.stalled = reason, nil
 }
 
+// streaming notes that a session has begun. After a refused row the relay is not ready merely for that:
+// the row comes again at once.
 func (r *Relay) streaming() {
 	r.hasStreamed = true
-	r.setNotReady(nil)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.refused {
+		r.notReady, r.stalled = nil, nil
+	}
 	r.log.Info("streaming", slog.String(keySlot, r.cfg.Slot), slog.String(keyPublication, r.cfg.Publication))
+}
+
+// steady notes that a session has streamed for a while.
+func (r *Relay) steady() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.refused {
+		r.refused, r.notReady = false, nil
+	}
 }
 
 // kafkaStalled notes for how long Kafka has acknowledged nothing of what waits, 0 for all is well.
@@ -147,6 +164,9 @@ func (r *Relay) report(err error, backoff time.Duration) time.Duration {
 	delay := jittered(backoff)
 	var refused *refusal
 	if errors.As(err, &refused) {
+		r.mu.Lock()
+		r.refused = true
+		r.mu.Unlock()
 		delay = jittered(refusedBackoff)
 		r.metrics.publishErrors.WithLabelValues(refused.reason).Inc()
 		r.log.Error("a row cannot be published", slog.Any(keyError, err), slog.Duration(keyRetryIn, delay))

@@ -95,8 +95,12 @@ func (r *Relay) runSession(ctx context.Context) error {
 	})
 	err := s.read(reading)
 	stop()
-	if errors.Is(err, errStopped) && ctx.Err() != nil {
+	var refused *refusal
+	switch {
+	case errors.Is(err, errStopped) && ctx.Err() != nil:
 		err = s.drain()
+	case errors.As(err, &refused):
+		s.confirmInFront()
 	}
 	s.end(err)
 	parts.Wait()
@@ -342,6 +346,7 @@ func (s *session) reportStatus() error {
 		if err := s.wire.sendStatus(s.tracker.watermark(), silence > askAfter); err != nil {
 			return err
 		}
+		s.relay.steady()
 		s.metrics.heartbeat.Set(float64(now.UnixMilli()) / 1000)
 		s.relay.kafkaStalled(progress.observe(now, s.acknowledged.Load(), s.kafka.client.BufferedProduceRecords()), s.kafka)
 	}
@@ -380,6 +385,16 @@ func (s *session) sampleSlot() error {
 			return err
 		}
 		s.metrics.observe(slot)
+	}
+}
+
+// confirmInFront gets the records in front of a refused row acknowledged and confirmed, as far as that
+// goes, so that the next attempt does not repeat them.
+func (s *session) confirmInFront() {
+	ctx, cancel := context.WithTimeout(s.life, s.relay.cfg.DrainTimeout)
+	defer cancel()
+	if s.kafka.client.Flush(ctx) == nil {
+		s.wire.sendStatus(s.tracker.watermark(), false) //nolint:errcheck // the refusal is the error to report
 	}
 }
 
