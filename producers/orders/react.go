@@ -130,7 +130,7 @@ func (s *Service) move(o *order, in Input, by uuid.UUID, why outbox.Cause, ids e
 	if len(entered) == 0 {
 		return nil
 	}
-	at := later(time.Now().UTC(), o.updatedAt)
+	at := later(time.Now().UTC().Truncate(time.Microsecond), o.updatedAt.UTC())
 	o.updatedAt = at
 	s.metrics.entered(o, before.State(), entered, at)
 	if step, timed := steps[before.State()]; timed && (in == DeadlinePassed || in == AcksOverdue) {
