@@ -60,7 +60,7 @@ func connect(t testing.TB, url string) *pgx.Conn {
 	return conn
 }
 
-func exec(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
+func execute(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -347,7 +347,7 @@ func config(url string, b *broker) relay.Config {
 // insertRow inserts one event of a key.
 func insertRow(t testing.TB, conn *pgx.Conn, topic, key, payload string) {
 	t.Helper()
-	exec(t, conn, insertRowSQL, topic, key, []byte(payload))
+	execute(t, conn, insertRowSQL, topic, key, []byte(payload))
 }
 
 const insertRowSQL = `

@@ -57,6 +57,7 @@ func takeInOrder(t testing.TB, reader *topicReader, n int) (repeats int) {
 }
 
 func TestNothingIsConfirmedBeforeKafkaAcknowledges(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	subject := startReady(t, cfg)
@@ -97,15 +98,17 @@ func TestNothingIsConfirmedBeforeKafkaAcknowledges(t *testing.T) {
 }
 
 func TestIdleWALIsReleased(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	startReady(t, cfg)
 	conn := connect(t, url)
-	exec(t, conn, "CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+	execute(t, conn, "CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
 	confirmedPast(t, conn, cfg.Slot, ask[string](t, conn, walEndSQL))
 }
 
 func TestRelayReconnectsWhenItsWALSenderIsTerminated(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	subject := startReady(t, cfg)
@@ -114,7 +117,7 @@ func TestRelayReconnectsWhenItsWALSenderIsTerminated(t *testing.T) {
 	const rows = 200
 	for i := range rows {
 		if i%50 == 25 {
-			exec(t, conn, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", cfg.Slot)
+			execute(t, conn, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", cfg.Slot)
 		}
 		insertRow(t, conn, "orders", "k", fmt.Sprint(i))
 	}
@@ -124,6 +127,7 @@ func TestRelayReconnectsWhenItsWALSenderIsTerminated(t *testing.T) {
 }
 
 func TestRelayOutlivesABrokerThatGoesAway(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	subject := startReady(t, cfg)
@@ -150,6 +154,7 @@ func TestRelayOutlivesABrokerThatGoesAway(t *testing.T) {
 }
 
 func TestRelayStartsWithoutKafkaAndWithoutPostgreSQL(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	kafka.gate.shut()
 	cfg := config(url, kafka)
@@ -179,6 +184,7 @@ func TestRelayStartsWithoutKafkaAndWithoutPostgreSQL(t *testing.T) {
 }
 
 func TestStandbyTakesOver(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	first := startReady(t, cfg)
@@ -199,6 +205,7 @@ func TestStandbyTakesOver(t *testing.T) {
 }
 
 func TestDrainConfirmsEverythingThatWasPublished(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	subject := startReady(t, cfg)
@@ -224,6 +231,7 @@ func TestDrainConfirmsEverythingThatWasPublished(t *testing.T) {
 }
 
 func TestDrainThatKafkaDoesNotAnswerEndsInTime(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	cfg.DrainTimeout = 200 * time.Millisecond
@@ -255,6 +263,7 @@ func TestDrainThatKafkaDoesNotAnswerEndsInTime(t *testing.T) {
 }
 
 func TestRowTooLargeStopsTheStreamLoudlyUntilTheTopicTakesIt(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	if err := kafka.CreateTopic("orders", 1, map[string]string{"max.message.bytes": "2000"}); err != nil {
 		t.Fatal(err)
@@ -334,6 +343,7 @@ func published(t testing.TB, registry *prometheus.Registry, label string) (sum f
 }
 
 func TestRecordThatTheBrokerRefusesIsSentAgainWithAllBehindIt(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	cfg := config(url, kafka)
 	subject := startReady(t, cfg)
@@ -364,6 +374,7 @@ func TestRecordThatTheBrokerRefusesIsSentAgainWithAllBehindIt(t *testing.T) {
 }
 
 func TestMetricsFollowTheConventions(t *testing.T) {
+	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	registry := prometheus.NewRegistry()
 	cfg := config(url, kafka)

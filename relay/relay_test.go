@@ -29,18 +29,18 @@ func TestRowsBecomeRecordsOfTheContract(t *testing.T) {
 
 	const id = "0190163d-8694-739b-aea5-966c26f8ad91"
 	insert := func(topic, key, eventType, contentType string, payload []byte, headers string) {
-		exec(t, conn, `
+		execute(t, conn, `
 			INSERT INTO outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type, payload, headers, created_at)
 			VALUES ($1, $2, 'order', $3, 7, $4, $5, $6, $7, '2026-11-23 12:00:00.123456+00')`,
 			id, topic, key, eventType, contentType, payload, headers)
 	}
-	exec(t, conn, "BEGIN")
+	execute(t, conn, "BEGIN")
 	insert("orders", "key-1", "OrderPlaced", "application/json", []byte(`{"n":1}`),
 		`{"correlation_id": "c\"1", "causation_id": "c2", "traceparent": "00-ab-cd-01", "event_id": "forged"}`)
 	insert("orders", "key-1", "OrderPlaced", "avro/binary", []byte{}, `{"occurred_at": "2026-11-23T11:00:00Z"}`)
 	insert("orders", "key-1", "OrderForgotten", "application/json", nil, `{}`)
 	insert("orders", "key-1", "", "application/json", []byte("raw"), `{"event_id": "kept", "x-attempt": "2"}`)
-	exec(t, conn, "COMMIT")
+	execute(t, conn, "COMMIT")
 
 	reader := kafka.reader(t, "orders")
 	records := []*kgo.Record{reader.next(t), reader.next(t), reader.next(t), reader.next(t)}
@@ -86,12 +86,12 @@ func TestRolledBackRowsAreNotPublished(t *testing.T) {
 	startReady(t, config(url, kafka))
 	conn := connect(t, url)
 	for i := range 10 {
-		exec(t, conn, "BEGIN")
+		execute(t, conn, "BEGIN")
 		insertRow(t, conn, "orders", "k", fmt.Sprint(i))
 		if i%2 == 0 {
-			exec(t, conn, "ROLLBACK")
+			execute(t, conn, "ROLLBACK")
 		} else {
-			exec(t, conn, "COMMIT")
+			execute(t, conn, "COMMIT")
 		}
 	}
 	reader := kafka.reader(t, "orders")

@@ -127,7 +127,6 @@ func (s *session) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.metrics.observe(slot)
 	s.memory = newArenas(cfg.BufferBytes)
 	s.tracker = new(tracker)
 	s.wire, err = openWire(ctx, cfg.DatabaseURL, cfg.Slot, cfg.Publication, s.memory)
@@ -375,16 +374,16 @@ func (s *session) sampleSlot() error {
 	tick := time.NewTicker(sampleInterval)
 	defer tick.Stop()
 	for {
-		select {
-		case <-tick.C:
-		case <-s.life.Done():
-			return nil
-		}
 		slot, err := s.control.slot(s.life, s.relay.cfg.Slot)
 		if err != nil {
 			return err
 		}
 		s.metrics.observe(slot)
+		select {
+		case <-tick.C:
+		case <-s.life.Done():
+			return nil
+		}
 	}
 }
 
