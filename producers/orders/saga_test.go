@@ -31,6 +31,7 @@ import (
 // by several hands at once, without an inbox. Only what is lost stays away: every event is delivered to
 // every reader in the end.
 type world struct {
+	url      string
 	orders   *Service
 	payments *payments.Service
 	pools    map[string]*pgxpool.Pool
@@ -66,7 +67,7 @@ func newWorld(t testing.TB, seed uint64, orderDeadline, ackDeadline time.Duratio
 	url := pgtest.Database(t, "saga", func(ctx context.Context, url string) error {
 		return database.Migrate(ctx, url, modules...)
 	})
-	w := &world{pools: map[string]*pgxpool.Pool{}, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[string]int64{}, known: map[uuid.UUID]bool{}, mail: map[string][]*letter{}}
+	w := &world{url: url, pools: map[string]*pgxpool.Pool{}, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[string]int64{}, known: map[uuid.UUID]bool{}, mail: map[string][]*letter{}}
 	for _, name := range participants {
 		pool, err := database.Open(t.Context(), url, name, 8)
 		if err != nil {
