@@ -34,9 +34,8 @@ type Config struct {
 	// Gatherer is read for time to consistency and saga states, which only the processes that run the
 	// services know; nil: they are unknown.
 	Gatherer prometheus.Gatherer
-	// Decode turns a record's value into JSON for people to read. It is called for values that are not
-	// JSON, possibly concurrently; nil, or an error: the value is shown as bytes.
-	Decode func(ctx context.Context, eventType, contentType string, value []byte) ([]byte, error)
+	// Codec decodes values that are not JSON, for people to read; nil: they are shown as bytes.
+	Codec *schemas.Codec
 	// Logger; nil: slog.Default.
 	Logger *slog.Logger
 }

@@ -258,11 +258,8 @@ func (c *Console) show(r *http.Request, record *kgo.Record) Record {
 		s.Format = "empty"
 	case json.Valid(record.Value):
 		s.Format, text = "json", record.Value
-	case c.cfg.Decode != nil:
-		decoded, err := c.cfg.Decode(r.Context(), s.Type, s.Headers["content-type"], record.Value)
-		if err == nil {
-			s.Format, text = "decoded", decoded
-		}
+	case c.cfg.Codec != nil:
+		s.Format, text = c.decoded(r, s, record.Value)
 	}
 	if s.Format == "" {
 		shown := record.Value[:min(len(record.Value), 512)]
@@ -276,6 +273,19 @@ func (c *Console) show(r *http.Request, record *kgo.Record) Record {
 	s.Truncated = len(text) > maxShown
 	s.Text = strings.ToValidUTF8(string(text[:min(len(text), maxShown)]), "")
 	return s
+}
+
+// decoded returns the value as JSON, and "" as its format when the codec cannot read it.
+func (c *Console) decoded(r *http.Request, s Record, value []byte) (format string, text []byte) {
+	_, data, err := c.cfg.Codec.Inspect(r.Context(), s.Type, s.Headers["content-type"], value)
+	if err != nil {
+		return "", nil
+	}
+	text, err = json.Marshal(data)
+	if err != nil {
+		return "", nil
+	}
+	return "decoded", text
 }
 
 func first(headers map[string]string, names ...string) string {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"converge/schemas"
@@ -30,10 +29,13 @@ type caption struct {
 // box is something to select. ID is kind:name, as in topic:orders.
 type box struct {
 	ID, Kind, Title string
-	Label           string // for those who do not see the picture
+	Label           string // what it is, for those who do not see the picture
 	X, Y, W, H      int
 	Ports           []port // a group's topics
 }
+
+// Middle is half the height.
+func (b box) Middle() int { return b.H / 2 }
 
 // port is a line of a group's box: one topic that it reads.
 type port struct {
@@ -135,7 +137,7 @@ func (d *diagram) groups(readers []reader, readModels map[string]string, rungs [
 		height := max(card, after)
 		b := box{
 			ID: "group:" + r.name, Kind: "group", Title: r.name, X: groupX, Y: y + (height-card)/2, W: groupW, H: card,
-			Label: "Consumer group " + r.name + ", reads " + strings.Join(r.topics, ", "),
+			Label: "Consumer group",
 		}
 		for i, t := range r.topics {
 			b.Ports = append(b.Ports, port{t, groupHead + groupLine*i + groupLine/2})
@@ -145,7 +147,7 @@ func (d *diagram) groups(readers []reader, readModels map[string]string, rungs [
 		if builds {
 			d.Boxes = append(d.Boxes, box{
 				ID: "model:" + r.name, Kind: "model", Title: model, X: afterX, Y: at, W: afterW, H: modelH,
-				Label: "Read model " + model + ", built by " + r.name,
+				Label: "Read model",
 			})
 			d.short("pipe:model:"+r.name, r.name, at+modelH/2)
 			at += modelH + afterGap
@@ -169,7 +171,7 @@ func (d *diagram) ladder(group string, y int, rungs []time.Duration) {
 			d.Boxes = append(d.Boxes, box{
 				ID: "retry:" + group + ":" + name, Kind: "retry", Title: name,
 				X: afterX + i*(width+chipGap), Y: y, W: width, H: ladderH,
-				Label: "Retry after " + name + " for " + group,
+				Label: "Retries of " + group + " after",
 			})
 		}
 	}
@@ -195,7 +197,7 @@ func (d *diagram) sources(emitters [][2]string, topics []string) {
 	for i, t := range topics {
 		y[t] = drawTop + pitch*i + (pitch-sideH)/2
 		d.Boxes = append(d.Boxes, box{
-			ID: "topic:" + t, Kind: "topic", Title: t, X: topicX, Y: y[t], W: topicW, H: sideH, Label: "Topic " + t,
+			ID: "topic:" + t, Kind: "topic", Title: t, X: topicX, Y: y[t], W: topicW, H: sideH, Label: "Topic",
 		})
 	}
 	for _, e := range emitters {
@@ -203,7 +205,7 @@ func (d *diagram) sources(emitters [][2]string, topics []string) {
 		middle := y[topic] + sideH/2
 		d.Boxes = append(d.Boxes, box{
 			ID: "service:" + emitter, Kind: "service", Title: emitter, X: emitterX, Y: y[topic], W: emitterW, H: sideH,
-			Label: "Service " + emitter + ", emits to " + topic,
+			Label: "Service",
 		})
 		d.Pipes = append(d.Pipes,
 			pipe{ID: "pipe:outbox:" + emitter, Topic: topic, Path: fmt.Sprintf("M%d %dH%d", emitterX+emitterW, middle, relayX)},
@@ -211,7 +213,7 @@ func (d *diagram) sources(emitters [][2]string, topics []string) {
 	}
 	d.Boxes = append(d.Boxes, box{
 		ID: "relay:slot", Kind: "relay", Title: "relay", X: relayX, Y: drawTop, W: relayW, H: d.Height - drawTop - 2,
-		Label: "Relay, from the write-ahead log to the topics",
+		Label: "Relay",
 	})
 }
 

@@ -63,6 +63,8 @@ export function seconds(n) {
   return Math.floor(n / 86400) + " d";
 }
 
+const old = (n) => (n < 120 ? Math.round(n) + " s" : seconds(n)) + " old";
+
 export function bytes(n) {
   if (n == null) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -138,7 +140,7 @@ export function connect(query, onSnapshot) {
     if (!source.configured) return setPill(name, "not configured", "unknown");
     if (source.age_seconds == null) return setPill(name, source.error ? "away" : "…", source.error ? "bad" : "unknown", source.error);
     const age = source.age_seconds + since;
-    setPill(name, (source.error ? "away, " : "") + seconds(Math.round(age)) + " old", age > STALE || source.error ? "bad" : "good", source.error);
+    setPill(name, (source.error ? "away, " : "") + old(age), age > STALE || source.error ? "bad" : "good", source.error);
   }
   function tick() {
     const since = last ? (performance.now() - arrived) / 1000 : (performance.now() - opened) / 1000;
@@ -155,9 +157,9 @@ export function connect(query, onSnapshot) {
   function banner(broken, since) {
     const b = document.getElementById("banner");
     let text = "";
-    const old = last ? ` What you see is ${seconds(Math.round(since))} old.` : "";
-    if (state === "bye") text = `converge is shutting down.${old} This page goes on by itself when it is back.`;
-    else if (broken) text = `The stream from converge broke.${old} Connecting again…`;
+    const howOld = last ? ` What you see is ${old(since)}.` : "";
+    if (state === "bye") text = `converge is shutting down.${howOld} This page goes on by itself when it is back.`;
+    else if (broken) text = `The stream from converge broke.${howOld} Connecting again…`;
     else if (last) {
       const away = [];
       for (const [name, s] of [["Kafka", last.sources.kafka], ["PostgreSQL", last.sources.postgres]]) {

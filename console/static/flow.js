@@ -61,13 +61,12 @@ const draw = {
       port.setAttribute("class", "port v-" + verdict);
       if (!v.kafka) show(figure, "not measured", "unknown");
       else if (!t) show(figure, v.groups.has(name) ? "not read" : "no such group yet", "empty");
-      else if (t.lag_messages === 0) show(figure, `${rate(t.rate_per_second)} · 0 s`, t.rate_per_second ? "ok" : "zero");
+      else if (t.lag_messages === 0) show(figure, `${rate(t.rate_per_second)} · 0 s`, t.rate_per_second ? "ok" : stateOf(t.rate_per_second));
       else show(figure, `${rate(t.rate_per_second)} · ${seconds(t.lag_seconds)}`, RANK.indexOf(verdict) > 1 ? "bad" : "ok");
     }
     box.setAttribute("class", "box group v-" + worst);
     box.toggleAttribute("data-loud", RANK.indexOf(worst) > 1);
     show(text(box), v.groups.has(name) ? worst : "", "ok");
-    box.setAttribute("aria-label", `Consumer group ${name}: ${worst}`);
   },
   model(box, group, v) {
     const m = v.models.get(group);
@@ -80,15 +79,19 @@ const draw = {
     const n = topics.length ? v.waiting(topics) : null;
     show(text(box), short(n), stateOf(n));
     box.toggleAttribute("data-loud", n > 0);
-    box.setAttribute("aria-label", `Retry after ${delay} for ${group}: ${n == null ? "unknown" : n + " waiting"}`);
   },
   dlq(box, group, v) {
     const n = v.dead(group);
     show(text(box), short(n), stateOf(n));
     box.toggleAttribute("data-loud", n > 0);
-    box.setAttribute("aria-label", `Dead letters of ${group}: ${n == null ? "unknown" : n}`);
   },
 };
+
+// named gives a box the name that a screen reader speaks: what it is, then what is written in it.
+function named(box) {
+  const written = [...box.querySelectorAll("text")].map((t) => t.textContent.trim()).filter(Boolean).join(" ");
+  box.setAttribute("aria-label", `${box.dataset.label}: ${written}`);
+}
 
 function drawPipe(p, v) {
   const [, kind, name] = p.dataset.pipe.split(":");
@@ -129,20 +132,22 @@ function setTile(name, value, state, note) {
 
 function tiles(v) {
   const d = v.s.headline, pg = v.postgres;
-  setTile("orders", d.orders_per_second == null ? "–" : rate(d.orders_per_second), stateOf(d.orders_per_second),
-    d.orders_per_second == null ? (pg ? "no orders table in this database" : "PostgreSQL is not measured") : "rows into orders.orders");
+  const open = v.s.sagas.reduce((sum, s) => sum + s.count, 0), stuck = v.s.sagas.find((s) => s.state === "STUCK")?.count ?? 0;
+  setTile("orders", d.orders_per_second == null ? "–" : rate(d.orders_per_second), stuck > 0 ? "bad" : stateOf(d.orders_per_second),
+    stuck > 0 ? `${count(stuck)} STUCK of ${count(open)} open` : v.s.sagas.length > 0 ? `${count(open)} open, none stuck` :
+      d.orders_per_second == null ? (pg ? "no orders table" : "PostgreSQL not measured") : "placed");
   if (!d.consistency_known) setTile("consistency", "–", "unknown", "measured where the services run");
   else if (d.consistency_p99_seconds == null) setTile("consistency", "nothing finished", "empty", "in the last minute");
-  else setTile("consistency", `${seconds(d.consistency_p50_seconds)} / ${seconds(d.consistency_p99_seconds)}`, "ok", "p50 / p99, slowest read model, last minute");
+  else setTile("consistency", `${seconds(d.consistency_p50_seconds)} / ${seconds(d.consistency_p99_seconds)}`, "ok", "p50 / p99 of the last minute");
   const loud = RANK.indexOf(d.verdict) > 1;
   setTile("lag", d.lag_messages == null ? "–" : count(d.lag_messages), loud ? (RANK.indexOf(d.verdict) > 2 ? "bad" : "warn") : stateOf(d.lag_messages),
-    d.lag_messages == null ? (v.kafka ? "no group has read yet" : "Kafka is not measured") : `records; oldest ${seconds(d.lag_seconds)}${loud ? " · " + d.verdict : ""}`);
+    d.lag_messages == null ? (v.kafka ? "no group has read yet" : "Kafka not measured") : `oldest ${seconds(d.lag_seconds)}${loud ? " · " + d.verdict : ""}`);
   const held = d.held_keys == null ? "" : ` · ${count(d.held_keys)} keys held`;
   setTile("dead", d.dead_letters == null ? "–" : count(d.dead_letters), d.dead_letters > 0 ? "bad" : stateOf(d.dead_letters),
-    d.dead_letters == null ? (pg ? "no such tables in this database" : "PostgreSQL is not measured") : `unresolved · ${d.retry_waiting == null ? "–" : count(d.retry_waiting)} in retry${held}`);
+    d.dead_letters == null ? (pg ? "no such tables" : "PostgreSQL not measured") : `${d.retry_waiting == null ? "–" : count(d.retry_waiting)} in retry${held}`);
   const slot = v.s.slots.find((s) => s.retained_wal_bytes === d.slot_retained_wal_bytes);
   setTile("wal", bytes(d.slot_retained_wal_bytes), slot && slot.wal_status !== "reserved" ? "warn" : stateOf(d.slot_retained_wal_bytes),
-    !slot ? (pg ? "no replication slot" : "PostgreSQL is not measured") : slot.safe_wal_bytes == null ? "retained; no limit is set" : `retained; ${bytes(slot.safe_wal_bytes)} to the limit`);
+    !slot ? (pg ? "no replication slot" : "PostgreSQL not measured") : slot.safe_wal_bytes == null ? "retained, no limit set" : `retained, ${bytes(slot.safe_wal_bytes)} left`);
   setTile("relay", d.relay, { streaming: "good", inactive: "bad", lost: "bad", "no slot": "empty" }[d.relay] || "unknown",
     v.s.slots.length === 0 ? "" : v.s.slots.map((s) => `slot ${s.name}, ${s.wal_status}`).join("; "));
 }
@@ -154,6 +159,7 @@ connect("", (s) => {
   for (const [id, box] of boxes) {
     const at = id.indexOf(":");
     draw[id.slice(0, at)](box, id.slice(at + 1), view);
+    named(box);
   }
   for (const p of pipes) drawPipe(p, view);
   tiles(view);

@@ -165,11 +165,16 @@ function makePlot(data) {
   const colour = (name) => css.getPropertyValue("--" + name).trim();
   const axis = (more) => ({ stroke: colour("ink-3"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 }, font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif", ...more });
   const range = (_, low, high) => [0, Math.max(1, (high ?? 0) * 1.1)];
+  // A young process has measured a part of the hour: the axis begins there, but shows ten minutes at least.
+  const measured = (u, low, high) => {
+    const first = u.data[0].find((_, i) => u.data[1][i] != null || u.data[2][i] != null) ?? low;
+    return low === u.data[0][0] && high === u.data[0].at(-1) ? [Math.max(low, Math.min(first, high - 600)), high] : [low, high];
+  };
   plot?.destroy();
   plot = new uPlot({
     width: holder.clientWidth, height: 196, tzDate: (s) => new Date(s * 1000),
     cursor: { points: { size: 6 }, drag: { x: true, y: false } },
-    scales: { seconds: { range }, records: { range } },
+    scales: { x: { range: measured }, seconds: { range }, records: { range } },
     axes: [
       axis({ values: [[3600, "{HH}:{mm}"], [60, "{HH}:{mm}"], [1, "{HH}:{mm}:{ss}"]].map(([n, f]) => [n, f, null, null, null, null, null, null, 1]) }),
       axis({ scale: "seconds", label: "seconds", size: 62, labelSize: 18, values: (_, s) => s.map((v) => (v >= 7200 ? (v / 3600).toFixed(1) + " h" : count(v) === String(v) ? String(v) : v >= 1000 ? count(v) : +v.toFixed(2) + "")) }),
