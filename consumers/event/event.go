@@ -28,7 +28,7 @@ type Event struct {
 	AggregateID      string
 	AggregateVersion int64 // 0 when the record does not say
 
-	OccurredAt  time.Time // when it happened, by the emitter's clock; the record's time when not said
+	OccurredAt  time.Time // when it happened, by the emitter's clock; zero when not said
 	CommittedAt time.Time // when the outbox row committed, by the database's clock; zero when not said
 
 	CorrelationID string // shared by every event of one business operation
@@ -40,9 +40,10 @@ type Event struct {
 	Value       []byte // nil is a tombstone
 	Headers     []Header
 
-	Topic     string
-	Partition int32
-	Offset    int64
+	Topic      string
+	Partition  int32
+	Offset     int64
+	RecordedAt time.Time // the record's own timestamp
 
 	// Attempt counts the earlier tries of this event that failed in a handler; 0 is the first try.
 	Attempt int
