@@ -100,3 +100,15 @@ func rungName(d time.Duration) string {
 	}
 	return d.String()
 }
+
+// RungName returns the name of the rung on which an event waits that has failed attempts times.
+func (p Policy) RungName(attempts int) string { return rungName(p.rung(attempts)) }
+
+// RungNames returns the names of the rungs, the shortest delay first.
+func (p Policy) RungNames() []string {
+	var names []string
+	for _, rung := range p.rungs() {
+		names = append(names, rungName(rung))
+	}
+	return names
+}

@@ -1,0 +1,155 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// adjust decides where the partitions just assigned are read from: event topics from the database's
+// offset, which wins over Kafka's, retry topics from Kafka's, or the start. It tries until it knows or
+// the session ends.
+func (g *Group) adjust(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	var outage backoff
+	for {
+		adjusted, err := g.decideOffsets(ctx, offsets)
+		if err == nil {
+			return adjusted, nil
+		}
+		if errors.Is(err, ErrOffsetBeyondEnd) {
+			g.mu.Lock()
+			g.fatal = err
+			g.mu.Unlock()
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		g.notReady("cannot find out where to read from: " + err.Error())
+		if outage.begins() {
+			g.cfg.Logger.Warn("consumer waits: its offsets cannot be read", "group", g.cfg.Name, "error", err)
+		}
+		outage.wait(ctx)
+	}
+}
+
+func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	var topics []string
+	for topic := range offsets {
+		topics = append(topics, topic)
+	}
+	if len(topics) == 0 {
+		return offsets, nil
+	}
+	admin := kadm.NewClient(g.client)
+	starts, err := admin.ListStartOffsets(ctx, topics...)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing where the logs start: %w", err)
+	}
+	ends, err := admin.ListEndOffsets(ctx, topics...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing where the logs end: %w", err)
+	}
+	var events []partition
+	for topic, ids := range offsets {
+		for id := range ids {
+			if !g.wakes[topic] {
+				events = append(events, partition{topic, id})
+			}
+		}
+	}
+	stored, err := g.readStored(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	adjusted := map[string]map[int32]kgo.Offset{}
+	for topic, ids := range offsets {
+		adjusted[topic] = map[int32]kgo.Offset{}
+		for id, committed := range ids {
+			start, _ := starts.Lookup(topic, id)
+			end, _ := ends.Lookup(topic, id)
+			at := committed.EpochOffset().Offset
+			if !g.wakes[topic] {
+				if at = stored[partition{topic, id}]; at > end.Offset {
+					return nil, fmt.Errorf("group %s, topic %s, partition %d, stored %d, end %d: %w: was the topic made anew? Set next_offset in consumer_offsets to where reading is to go on",
+						g.cfg.Name, topic, id, at, end.Offset, ErrOffsetBeyondEnd)
+				}
+				if at > 0 && at < start.Offset {
+					g.cfg.Logger.Error("records are gone from the topic before they were read: its retention is too short", "group", g.cfg.Name,
+						"topic", topic, "partition", id, "stored", at, "start", start.Offset)
+				}
+			} else if at > end.Offset {
+				at = start.Offset // wake-ups that are stale say so by their token
+			}
+			adjusted[topic][id] = kgo.NewOffset().At(max(at, start.Offset))
+		}
+	}
+	g.own(stored)
+	return adjusted, nil
+}
+
+// own takes the positions of partitions just assigned. The group is ready again.
+func (g *Group) own(stored map[partition]int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for p, offset := range stored {
+		g.owned[p] = position{stored: offset}
+	}
+	g.reason.Store(nil)
+}
+
+const storedSQL = `
+WITH asked AS (
+    SELECT topic, partition
+    FROM unnest($2::text[], $3::int[]) AS u (topic, partition)),
+made AS (
+    INSERT INTO consumer_offsets (consumer, topic, partition, next_offset)
+    SELECT $1, topic, partition, 0
+    FROM asked
+    ORDER BY topic, partition
+    ON CONFLICT DO NOTHING)
+SELECT a.topic, a.partition, coalesce(o.next_offset, 0)
+FROM asked a
+LEFT JOIN consumer_offsets o ON (o.consumer, o.topic, o.partition) = ($1, a.topic, a.partition)`
+
+// readStored returns the stored offsets; a partition that has none gets 0.
+func (g *Group) readStored(ctx context.Context, partitions []partition) (map[partition]int64, error) {
+	stored := make(map[partition]int64, len(partitions))
+	if len(partitions) == 0 {
+		return stored, nil
+	}
+	topics, ids := make([]string, len(partitions)), make([]int32, len(partitions))
+	for i, p := range partitions {
+		topics[i], ids[i] = p.topic, p.id
+	}
+	rows, err := g.cfg.Pool.Query(ctx, storedSQL, g.cfg.Name, topics, ids)
+	if err != nil {
+		return nil, fmt.Errorf("reading stored offsets: %w", err)
+	}
+	var p partition
+	var offset int64
+	if _, err := pgx.ForEachRow(rows, []any{&p.topic, &p.id, &offset}, func() error { stored[p] = offset; return nil }); err != nil {
+		return nil, fmt.Errorf("reading stored offsets: %w", err)
+	}
+	return stored, nil
+}
+
+// commit tells Kafka the offsets and waits for its answer.
+func commit(ctx context.Context, client *kgo.Client, offsets map[string]map[int32]kgo.EpochOffset) error {
+	var failed error
+	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, _ *kmsg.OffsetCommitResponse, err error) {
+		failed = err
+	})
+	return failed
+}

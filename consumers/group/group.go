@@ -1,0 +1,356 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/consumers/retry"
+	"converge/internal/database"
+)
+
+// ErrOffsetBeyondEnd means that the stored offset of a partition is beyond the end of its log: the topic
+// was recreated or restored, and no offset is right by itself. It stops the group; resetting the stored
+// offset is for a person to decide.
+var ErrOffsetBeyondEnd = errors.New("the stored offset is beyond the end of the log")
+
+// Group consumes topics. Create it with [New]; Run may be called once.
+type Group struct {
+	cfg     Config
+	ladder  retry.Ladder
+	metrics *metrics
+	wakes   map[string]bool // the retry topics
+	client  *kgo.Client     // set by Run before anything else runs
+
+	// reason is why the group is not ready; nil when it is.
+	reason atomic.Pointer[string]
+
+	mu     sync.Mutex
+	owned  map[partition]position
+	paused map[partition]time.Time // retry partitions that wait for a wake-up to be due
+	hints  map[partition]int64     // offsets that Kafka is yet to be told
+	toldAt time.Time               // when Kafka was told last
+	fatal  error
+}
+
+type partition struct {
+	topic string
+	id    int32
+}
+
+// position is how far a partition of an event topic is.
+type position struct {
+	// stored is the offset in the database as this process last saw it.
+	stored int64
+	// passed counts records since then that the handler does not want: they cost no transaction.
+	passed int
+}
+
+// New returns a group that Run will run, or why the configuration does not do. It connects to nothing.
+func New(cfg Config) (*Group, error) {
+	filled, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{cfg: filled, ladder: retry.Ladder{Consumer: filled.Name, Policy: filled.Retry},
+		wakes: map[string]bool{}, owned: map[partition]position{}, paused: map[partition]time.Time{}, hints: map[partition]int64{}}
+	for _, topic := range filled.Topics {
+		for _, name := range retry.WakeTopics(topic, filled.Name, filled.Retry) {
+			g.wakes[name] = true
+		}
+	}
+	if g.metrics, err = newMetrics(&g.cfg); err != nil {
+		return nil, err
+	}
+	g.notReady("has not joined its group yet")
+	return g, nil
+}
+
+func (g *Group) notReady(reason string) { g.reason.Store(&reason) }
+
+// Ready returns why the group is not at work, nil when it is. It is safe for concurrent use.
+func (g *Group) Ready() error {
+	if reason := g.reason.Load(); reason != nil {
+		return fmt.Errorf("consumer group %s: %s", g.cfg.Name, *reason)
+	}
+	return nil
+}
+
+// Run consumes until ctx ends; then it finishes the batch at hand, tells Kafka where it is, leaves the
+// group and returns nil. An outage of Kafka or PostgreSQL does not end it. It returns an error for what
+// time does not mend, like [ErrOffsetBeyondEnd].
+func (g *Group) Run(ctx context.Context) error {
+	client, err := kgo.NewClient(append(g.options(), g.cfg.Client...)...)
+	if err != nil {
+		return fmt.Errorf("configuring the Kafka client of group %s: %w", g.cfg.Name, err)
+	}
+	g.client = client
+	var wait sync.WaitGroup
+	housekeeping, stop := context.WithCancel(ctx)
+	wait.Go(func() { g.keepHouse(housekeeping) })
+	err = g.poll(ctx)
+	stop()
+	wait.Wait()
+	g.tellKafka(context.WithoutCancel(ctx))
+	client.CloseAllowingRebalance()
+	return err
+}
+
+func (g *Group) options() []kgo.Opt {
+	topics := append([]string{}, g.cfg.Topics...)
+	for topic := range g.wakes {
+		topics = append(topics, topic)
+	}
+	return []kgo.Opt{
+		kgo.SeedBrokers(g.cfg.Brokers...),
+		kgo.ClientID("converge-" + g.cfg.Name),
+		kgo.ConsumerGroup(g.cfg.Name),
+		kgo.ConsumeTopics(topics...),
+		kgo.DisableAutoCommit(),
+		kgo.BlockRebalanceOnPoll(),
+		kgo.AdjustFetchOffsetsFn(g.adjust),
+		kgo.OnPartitionsAssigned(g.assigned),
+		kgo.OnPartitionsRevoked(g.revoked),
+		kgo.OnPartitionsLost(g.lost),
+		kgo.SessionTimeout(10 * time.Second),
+		kgo.HeartbeatInterval(2 * time.Second),
+		kgo.RebalanceTimeout(rebalanceTime),
+		kgo.FetchMaxBytes(g.cfg.MaxBytes),
+		kgo.FetchMaxPartitionBytes(g.cfg.MaxBytes / 2),
+		kgo.FetchMaxWait(2 * time.Second),
+		kgo.MetadataMaxAge(time.Minute),
+		// Below the log's start there is nothing else to read; beyond its end a person must decide, and
+		// adjust has looked.
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	}
+}
+
+// assigned, revoked and lost never run while a batch is at work: BlockRebalanceOnPoll.
+
+func (g *Group) assigned(context.Context, *kgo.Client, map[string][]int32) {
+	g.metrics.rebalances.Inc()
+	g.reason.Store(nil)
+}
+
+func (g *Group) revoked(ctx context.Context, _ *kgo.Client, gone map[string][]int32) {
+	g.tellKafka(ctx)
+	g.forget(gone)
+}
+
+func (g *Group) lost(_ context.Context, _ *kgo.Client, gone map[string][]int32) { g.forget(gone) }
+
+func (g *Group) forget(gone map[string][]int32) {
+	g.client.ResumeFetchPartitions(gone) // a pause would outlive the partition's return
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for topic, ids := range gone {
+		for _, id := range ids {
+			p := partition{topic, id}
+			delete(g.owned, p)
+			delete(g.paused, p)
+			delete(g.hints, p)
+		}
+	}
+}
+
+// pollTime bounds a poll, so that hints are told and pauses end when nothing arrives.
+const pollTime = 250 * time.Millisecond
+
+func (g *Group) poll(ctx context.Context) error {
+	var outage backoff
+	for ctx.Err() == nil {
+		g.resume()
+		polling, cancel := context.WithTimeout(ctx, g.untilDue())
+		fetches := g.client.PollRecords(polling, g.cfg.MaxEvents)
+		cancel()
+		g.reportFetchErrors(fetches)
+		trouble := g.work(ctx, fetches)
+		if trouble == nil {
+			g.tellKafkaNowAndThen(ctx)
+		}
+		g.client.AllowRebalance()
+		if err := g.stopped(); err != nil {
+			return err
+		}
+		switch {
+		case ctx.Err() != nil:
+		case trouble != nil:
+			g.notReady("waits for its database: " + trouble.Error())
+			if outage.begins() {
+				g.cfg.Logger.Warn("consumer paused: its database is in trouble; no attempt is counted", "group", g.cfg.Name, "error", trouble)
+			}
+			outage.wait(ctx)
+		case fetches.NumRecords() > 0 && outage.ends():
+			g.cfg.Logger.Info("consumer resumed", "group", g.cfg.Name)
+			g.reason.Store(nil)
+		}
+	}
+	return nil
+}
+
+func (g *Group) stopped() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fatal
+}
+
+func (g *Group) reportFetchErrors(fetches kgo.Fetches) {
+	for _, e := range fetches.Errors() {
+		if errors.Is(e.Err, context.DeadlineExceeded) || errors.Is(e.Err, context.Canceled) {
+			continue
+		}
+		var unreachable *kgo.ErrFirstReadEOF
+		level := g.cfg.Logger.Warn
+		if errors.As(e.Err, &unreachable) || kerr.IsRetriable(e.Err) {
+			level = g.cfg.Logger.Debug // the client tries again by itself
+		}
+		level("fetching records", "group", g.cfg.Name, "topic", e.Topic, "partition", e.Partition, "error", e.Err)
+	}
+}
+
+// work applies what a poll brought, partitions side by side, and returns the first trouble with the
+// database. Partitions in trouble are put back to where they were.
+func (g *Group) work(ctx context.Context, fetches kgo.Fetches) error {
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	var first error
+	rewind := map[string]map[int32]kgo.EpochOffset{}
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		if len(f.Records) == 0 {
+			return
+		}
+		wait.Go(func() {
+			p := partition{f.Topic, f.Partition}
+			to, err := g.applyPartition(ctx, p, f.Records)
+			mu.Lock()
+			defer mu.Unlock()
+			if to >= 0 {
+				if rewind[p.topic] == nil {
+					rewind[p.topic] = map[int32]kgo.EpochOffset{}
+				}
+				rewind[p.topic][p.id] = kgo.EpochOffset{Epoch: -1, Offset: to}
+			}
+			if first == nil {
+				first = err
+			}
+		})
+	})
+	wait.Wait()
+	if len(rewind) > 0 {
+		g.client.SetOffsets(rewind)
+	}
+	return first
+}
+
+// applyPartition applies the records of one partition. rewind is the offset to read from next, -1 for the
+// one that follows the records.
+func (g *Group) applyPartition(ctx context.Context, p partition, records []*kgo.Record) (rewind int64, err error) {
+	if g.wakes[p.topic] {
+		return g.answerWakes(ctx, p, records)
+	}
+	return g.applyEvents(ctx, p, records)
+}
+
+// hintEvery is how often Kafka is told the offsets, for whoever watches the lag.
+const hintEvery = 100 * time.Millisecond
+
+func (g *Group) hint(p partition, offset int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.hints[p] = offset
+}
+
+func (g *Group) tellKafkaNowAndThen(ctx context.Context) {
+	g.mu.Lock()
+	due := len(g.hints) > 0 && time.Since(g.toldAt) >= hintEvery
+	g.mu.Unlock()
+	if due {
+		g.tellKafka(ctx)
+	}
+}
+
+// tellKafka commits the offsets reached. For event topics that is a hint: the database decides. For retry
+// topics it is the position, at least once.
+func (g *Group) tellKafka(ctx context.Context) {
+	g.mu.Lock()
+	offsets := map[string]map[int32]kgo.EpochOffset{}
+	for p, offset := range g.hints {
+		if offsets[p.topic] == nil {
+			offsets[p.topic] = map[int32]kgo.EpochOffset{}
+		}
+		offsets[p.topic][p.id] = kgo.EpochOffset{Epoch: -1, Offset: offset}
+	}
+	g.hints = map[partition]int64{}
+	g.toldAt = time.Now()
+	g.mu.Unlock()
+	if len(offsets) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := commit(ctx, g.client, offsets); err != nil {
+		g.cfg.Logger.Debug("telling Kafka the offsets", "group", g.cfg.Name, "error", err)
+	}
+}
+
+// keepHouse repeats lost wake-ups, makes partitions for the inbox, and samples the gauges.
+func (g *Group) keepHouse(ctx context.Context) {
+	quick, slow := time.NewTicker(3*time.Second), time.NewTicker(time.Hour)
+	defer quick.Stop()
+	defer slow.Stop()
+	days := func() error { return database.EnsureDays(ctx, g.cfg.Pool, "inbox", time.Now(), inboxDaysAhead) }
+	g.chore(ctx, "making partitions for the inbox", days)
+	for {
+		g.chore(ctx, "repeating late wake-ups", func() error { return g.sweep(ctx) })
+		g.chore(ctx, "sampling gauges", func() error { return g.sample(ctx) })
+		select {
+		case <-ctx.Done():
+			return
+		case <-quick.C:
+		case <-slow.C:
+			g.chore(ctx, "making partitions for the inbox", days)
+		}
+	}
+}
+
+const inboxDaysAhead = 7
+
+func (g *Group) chore(ctx context.Context, what string, do func() error) {
+	if err := do(); err != nil && ctx.Err() == nil {
+		g.cfg.Logger.Debug("consumer chore put off", "group", g.cfg.Name, "chore", what, "error", err)
+	}
+}
+
+// backoff is the wait between tries in an outage: doubling, jittered, bounded.
+type backoff struct{ tries int }
+
+func (b *backoff) begins() bool { return b.tries == 0 }
+
+func (b *backoff) ends() bool {
+	ended := b.tries > 0
+	b.tries = 0
+	return ended
+}
+
+func (b *backoff) wait(ctx context.Context) {
+	limit := min(5*time.Second, 50*time.Millisecond<<min(b.tries, 7))
+	b.tries++
+	sleep(ctx, limit/2+rand.N(limit/2))
+}
+
+// sleep returns when d has passed or ctx has ended.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

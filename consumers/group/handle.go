@@ -1,0 +1,139 @@
+package group
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"converge/consumers/event"
+	"converge/consumers/retry"
+	"converge/producers/outbox"
+)
+
+// handle gives the events to their handlers, in order. Events of held keys wait instead. Without care a
+// refused event is errRefused and the transaction is lost; with care each event has a savepoint, and a
+// refusal is that event's alone. Errors of the database's are returned either way.
+func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, held map[string]bool, careful bool) (outcome, error) {
+	var r outcome
+	ready := make([]*event.Event, 0, len(events))
+	for _, e := range events {
+		switch {
+		case e.Type == "":
+			r.dead = append(r.dead, retry.Failure{Event: e, Err: errNoType, Attempts: 1, FirstAt: time.Now()})
+		case held[g.ladder.KeyOf(e)]:
+			r.waiting = append(r.waiting, e)
+		default:
+			ready = append(ready, e)
+		}
+	}
+	if !careful {
+		if err := g.handleTogether(ctx, tx, ready); err != nil {
+			return outcome{}, err
+		}
+		r.applied = ready
+		return r, nil
+	}
+	if held == nil {
+		held = map[string]bool{}
+	}
+	for _, e := range ready {
+		key := g.ladder.KeyOf(e)
+		if held[key] { // since an event before it in this batch
+			r.waiting = append(r.waiting, e)
+			continue
+		}
+		refusal, err := g.handleAlone(ctx, tx, e)
+		if err != nil {
+			return outcome{}, err
+		}
+		if refusal == nil {
+			r.applied = append(r.applied, e)
+			continue
+		}
+		failure := retry.Failure{Event: e, Err: refusal, Attempts: 1, FirstAt: time.Now()}
+		if g.final(failure) {
+			r.dead = append(r.dead, failure)
+			continue
+		}
+		held[key] = true
+		r.heads = append(r.heads, failure)
+		r.waiting = append(r.waiting, e)
+	}
+	return r, nil
+}
+
+// final reports whether the event is not tried again.
+func (g *Group) final(f retry.Failure) bool {
+	return event.Classify(f.Err) == event.ClassPermanent || g.cfg.Retry.Exhausted(f.Attempts, f.FirstAt, time.Now())
+}
+
+// handleTogether gives the events to their handlers without savepoints: runs of a type with a Batch
+// handler at once, the others one by one.
+func (g *Group) handleTogether(ctx context.Context, tx pgx.Tx, events []*event.Event) error {
+	for len(events) > 0 {
+		run := 1
+		if _, ok := g.cfg.Handler.Batch[events[0].Type]; ok {
+			for run < len(events) && events[run].Type == events[0].Type {
+				run++
+			}
+		}
+		if err := g.call(ctx, tx, events[:run]); err != nil {
+			if ofTheDatabase(err) {
+				return err
+			}
+			return errRefused
+		}
+		events = events[run:]
+	}
+	return nil
+}
+
+// handleAlone gives one event to its handler inside a savepoint. refusal is the event's own trouble, whose
+// effects are undone; err is the database's.
+func (g *Group) handleAlone(ctx context.Context, tx pgx.Tx, e *event.Event) (refusal, err error) {
+	savepoint, err := tx.Begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("setting a savepoint: %w", err)
+	}
+	if refusal = g.call(ctx, savepoint, []*event.Event{e}); refusal == nil {
+		if err := savepoint.Commit(ctx); err != nil {
+			return nil, fmt.Errorf("releasing a savepoint: %w", err)
+		}
+		return nil, nil
+	}
+	if ofTheDatabase(refusal) {
+		return nil, refusal
+	}
+	if err := savepoint.Rollback(ctx); err != nil {
+		return nil, fmt.Errorf("rolling back to a savepoint: %w", err)
+	}
+	return refusal, nil
+}
+
+func ofTheDatabase(err error) bool {
+	class := event.Classify(err)
+	return class == event.ClassInfrastructure || class == event.ClassContention || retry.LostRace(err)
+}
+
+// call gives events of one type to their handler. What the handler emits for a single event names that
+// event as its cause. A panic is the event's trouble, like an error.
+func (g *Group) call(ctx context.Context, tx pgx.Tx, events []*event.Event) (err error) {
+	first := events[0]
+	defer func() {
+		if r := recover(); r != nil {
+			g.cfg.Logger.Error("a handler panicked", "group", g.cfg.Name, "event_id", first.ID, "event_type", first.Type, "stack", string(debug.Stack()))
+			err = fmt.Errorf("the handler of %s panicked: %v", first.Type, r)
+		}
+	}()
+	if each, ok := g.cfg.Handler.Each[first.Type]; ok && len(events) == 1 {
+		ctx = outbox.WithCause(ctx, outbox.Cause{CorrelationID: first.CorrelationID, CausationID: first.ID.String(), Traceparent: first.Traceparent})
+		return each(ctx, tx, first)
+	}
+	if batch, ok := g.cfg.Handler.Batch[first.Type]; ok {
+		return batch(ctx, tx, events)
+	}
+	return event.Permanentf("nobody here handles events of type %q", first.Type) // redriven, or held by an older build
+}
