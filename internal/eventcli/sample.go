@@ -21,7 +21,7 @@ func sample(eventType, key string) any {
 	switch eventType {
 	case "OrderPlaced":
 		return &schemas.OrderPlaced{OrderID: key, CustomerID: customer, TotalAmount: amount, Currency: currency,
-			Items: []schemas.Line{{SKU: "keyboard", Quantity: 1 + rand.IntN(3)}}, PaymentMethod: "card-ok", ShipCountry: country}
+			Items: []schemas.Line{{SKU: "BOOK-1", Quantity: 1 + rand.IntN(3)}}, PaymentMethod: "card-ok", ShipCountry: country}
 	case "OrderCancelled":
 		return &schemas.OrderCancelled{OrderID: key}
 	case "OrderTimedOut":

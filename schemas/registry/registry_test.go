@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -303,5 +305,45 @@ func TestNewRefusesWhatIsNoAddress(t *testing.T) {
 		if _, err := registry.New(address, slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("%q was taken", address)
 		}
+	}
+}
+
+// A registry that others wrote answers where the fake was only modelled on one.
+func TestARealRegistryTakesTheSchemasAndKnowsUnknownIDs(t *testing.T) {
+	address := os.Getenv("CONVERGE_TEST_REGISTRY")
+	if address == "" {
+		t.Skip("CONVERGE_TEST_REGISTRY names no registry to try, as in http://127.0.0.1:8081/apis/ccompat/v7")
+	}
+	client := newClient(t, address, nil)
+	first, err := client.Register(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := newClient(t, address, nil).Register(t.Context())
+	if err != nil || !maps.Equal(first.Types, second.Types) {
+		t.Fatalf("ids %v, then %v, %v", first.Types, second.Types, err)
+	}
+	probe, err := sr.NewClient(sr.URLs(address))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range schemas.Subjects() {
+		text, err := newClient(t, address, nil).Schema(t.Context(), first.Types[s.EventType])
+		if err != nil {
+			t.Error(err)
+		} else if err := errors.Join(schemas.Compatible(s.Schema, text), schemas.Compatible(text, s.Schema)); err != nil {
+			t.Errorf("%s came back as another schema: %v", s.Name, err)
+		}
+		if level := probe.Compatibility(t.Context(), s.Name)[0]; level.Err != nil || level.Level != sr.CompatBackwardTransitive {
+			t.Errorf("%s: level %s, %v", s.Name, level.Level, level.Err)
+		}
+		broken := strings.Replace(s.Schema, `"fields": [`, `"fields": [{"name": "added", "type": "string"},`, 1)
+		if _, err := probe.RegisterSchema(t.Context(), s.Name, sr.Schema{Schema: broken}, -1, -1); err == nil {
+			t.Errorf("%s: the registry took a version that cannot read the first", s.Name)
+		}
+	}
+	var unknown *registry.UnknownSchemaError
+	if _, err := client.Schema(t.Context(), 999_999); !errors.As(err, &unknown) {
+		t.Errorf("an unknown id gave %v", err)
 	}
 }
