@@ -56,7 +56,7 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		}
 		requests, orderIDs = append(requests, r), append(orderIDs, r.orderID)
 	}
-	rows, err := lock(ctx, tx, orderIDs)
+	rows, err := lock(ctx, tx, events[0].Partition, orderIDs)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,12 @@ type shipment struct {
 	changed bool
 }
 
+// serialiseSQL makes transactions for one partition wait for each other from their first statement on. All
+// events of an order have one partition number, whatever their topic, so the rows that a transaction takes
+// bit by bit, run by run, are wanted only by those that wait here: none can deadlock. Were the numbers to
+// differ, the row locks would still be right, and a deadlock is a lost race.
+const serialiseSQL = `SELECT pg_advisory_xact_lock(hashtext('converge.shipping'), $1)`
+
 const touchSQL = `
 INSERT INTO shipments (order_id)
 SELECT u
@@ -41,9 +47,10 @@ FOR UPDATE`
 
 // lock takes the rows of the orders, making those that are not there, until the transaction ends. One
 // round trip.
-func lock(ctx context.Context, tx pgx.Tx, orderIDs []string) (map[string]*shipment, error) {
+func lock(ctx context.Context, tx pgx.Tx, partition int32, orderIDs []string) (map[string]*shipment, error) {
 	rows := map[string]*shipment{}
 	var batch pgx.Batch
+	batch.Queue(serialiseSQL, partition)
 	batch.Queue(touchSQL, orderIDs)
 	batch.Queue(lockSQL, orderIDs).Query(func(found pgx.Rows) error {
 		for found.Next() {

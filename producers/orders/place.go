@@ -87,7 +87,7 @@ func (s *Service) place(ctx context.Context, tx pgx.Tx, p placement) (*view, err
 // cancelled. found is false when there is no such order. Cancelling again is accepted again and changes
 // nothing.
 func (s *Service) cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (found, accepted bool, err error) {
-	orders, err := lock(ctx, tx, id)
+	orders, err := lockOne(ctx, tx, id)
 	if err != nil {
 		return false, false, err
 	}

@@ -40,7 +40,7 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		}
 		ids = append(ids, id)
 	}
-	found, err := lock(ctx, tx, ids...)
+	found, err := lockAll(ctx, tx, events[0].Partition, ids)
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,12 @@ func scanSaga(row pgx.CollectableRow) (*order, error) {
 	return &o, err
 }
 
+// serialiseSQL makes transactions for one partition wait for each other from their first statement on. All
+// events of an order have one partition number, whatever their topic, so the rows that a transaction takes
+// bit by bit, run by run, are wanted only by those that wait here: none can deadlock. Were the numbers to
+// differ, the row locks would still be right, and a deadlock is a lost race.
+const serialiseSQL = `SELECT pg_advisory_xact_lock(hashtext('converge.orders'), $1)`
+
 const lockSQL = `
 SELECT ` + sagaColumns + `
 FROM orders
@@ -70,22 +76,42 @@ WHERE id = ANY($1)
 ORDER BY id
 FOR UPDATE`
 
-// lock takes the rows of the orders until the transaction ends. Orders that are not there are not in the
-// result.
-func lock(ctx context.Context, tx pgx.Tx, ids ...uuid.UUID) (map[uuid.UUID]*order, error) {
-	rows, err := tx.Query(ctx, lockSQL, ids)
-	if err != nil {
+// lockAll takes the rows of the orders of a partition's events until the transaction ends. Orders that are
+// not there are not in the result. One round trip.
+func lockAll(ctx context.Context, tx pgx.Tx, partition int32, ids []uuid.UUID) (map[uuid.UUID]*order, error) {
+	found := map[uuid.UUID]*order{}
+	var batch pgx.Batch
+	batch.Queue(serialiseSQL, partition)
+	batch.Queue(lockSQL, ids).Query(func(rows pgx.Rows) (err error) {
+		found, err = collect(rows)
+		return err
+	})
+	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, fmt.Errorf("locking orders: %w", err)
 	}
+	return found, nil
+}
+
+// lockOne takes the row of one order until the transaction ends; without one the result is empty.
+func lockOne(ctx context.Context, tx pgx.Tx, id uuid.UUID) (map[uuid.UUID]*order, error) {
+	rows, err := tx.Query(ctx, lockSQL, []uuid.UUID{id})
+	if err != nil {
+		return nil, fmt.Errorf("locking an order: %w", err)
+	}
+	found, err := collect(rows)
+	if err != nil {
+		return nil, fmt.Errorf("locking an order: %w", err)
+	}
+	return found, nil
+}
+
+func collect(rows pgx.Rows) (map[uuid.UUID]*order, error) {
 	list, err := pgx.CollectRows(rows, scanSaga)
-	if err != nil {
-		return nil, fmt.Errorf("locking orders: %w", err)
-	}
 	found := make(map[uuid.UUID]*order, len(list))
 	for _, o := range list {
 		found[o.id] = o
 	}
-	return found, nil
+	return found, err
 }
 
 const overdueSQL = `
@@ -103,13 +129,9 @@ func overdue(ctx context.Context, tx pgx.Tx, limit int) (map[uuid.UUID]*order, e
 	if err != nil {
 		return nil, fmt.Errorf("looking for deadlines: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, scanSaga)
+	found, err := collect(rows)
 	if err != nil {
 		return nil, fmt.Errorf("looking for deadlines: %w", err)
-	}
-	found := make(map[uuid.UUID]*order, len(list))
-	for _, o := range list {
-		found[o.id] = o
 	}
 	return found, nil
 }

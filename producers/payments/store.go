@@ -52,6 +52,12 @@ func scan(rows pgx.CollectableRow) (*payment, error) {
 	return &p, err
 }
 
+// serialiseSQL makes transactions for one partition wait for each other from their first statement on. All
+// events of an order have one partition number, whatever their topic, so the rows that a transaction takes
+// bit by bit, run by run, are wanted only by those that wait here: none can deadlock. Were the numbers to
+// differ, the row locks would still be right, and a deadlock is a lost race.
+const serialiseSQL = `SELECT pg_advisory_xact_lock(hashtext('converge.payments'), $1)`
+
 const touchSQL = `
 INSERT INTO payments (id, order_id, saga)
 SELECT u.id, u.order_id, true
@@ -69,7 +75,7 @@ FOR UPDATE`
 
 // lock takes the rows of the orders' sagas, making those that are not there, until the transaction ends.
 // One round trip.
-func lock(ctx context.Context, tx pgx.Tx, orderIDs []string) (map[string]*payment, error) {
+func lock(ctx context.Context, tx pgx.Tx, partition int32, orderIDs []string) (map[string]*payment, error) {
 	ids := make([]uuid.UUID, len(orderIDs))
 	for i := range ids {
 		id, err := uuid.NewV7()
@@ -80,6 +86,7 @@ func lock(ctx context.Context, tx pgx.Tx, orderIDs []string) (map[string]*paymen
 	}
 	rows := map[string]*payment{}
 	var batch pgx.Batch
+	batch.Queue(serialiseSQL, partition)
 	batch.Queue(touchSQL, ids, orderIDs)
 	batch.Queue(lockSQL, orderIDs).Query(func(found pgx.Rows) error {
 		list, err := pgx.CollectRows(found, scan)
