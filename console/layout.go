@@ -83,7 +83,7 @@ func draw(routes []schemas.Route, readModels map[string]string, rungs []time.Dur
 		{afterX, "Read models, retries, dead letters"},
 	}}
 	d.groups(readers, readModels, rungs)
-	d.Height = d.bottom()
+	d.Height = max(d.bottom(), drawTop+len(topics)*(sideH+groupGap))
 	d.sources(emitters, topics)
 	d.reads(topics, readers)
 	return d
