@@ -285,7 +285,7 @@ func TestRowTooLargeStopsTheStreamLoudlyUntilTheTopicTakesIt(t *testing.T) {
 		}
 		return nil
 	})
-	if got := published(t, registry, `reason="too_large"`); got != 1 {
+	if got := sum(t, registry, "converge_relay_publish_errors_total", "reason", "too_large"); got != 1 {
 		t.Errorf("%v rows counted as too large, want 1", got)
 	}
 	if got := reader.value(t); got != "0" {
@@ -320,26 +320,26 @@ func TestRowTooLargeStopsTheStreamLoudlyUntilTheTopicTakesIt(t *testing.T) {
 	}
 }
 
-// published returns the sum of the samples of relay_publish_errors_total with the label.
-func published(t testing.TB, registry *prometheus.Registry, label string) (sum float64) {
+// sum adds up a counter's samples that carry the label.
+func sum(t testing.TB, registry *prometheus.Registry, counter, label, value string) (total float64) {
 	t.Helper()
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, family := range families {
-		if family.GetName() != "converge_relay_publish_errors_total" {
+		if family.GetName() != counter {
 			continue
 		}
 		for _, m := range family.GetMetric() {
 			for _, l := range m.GetLabel() {
-				if fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()) == label {
-					sum += m.GetCounter().GetValue()
+				if l.GetName() == label && l.GetValue() == value {
+					total += m.GetCounter().GetValue()
 				}
 			}
 		}
 	}
-	return sum
+	return total
 }
 
 func TestRecordThatTheBrokerRefusesIsSentAgainWithAllBehindIt(t *testing.T) {
