@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -31,10 +30,9 @@ type Config struct {
 	Binary string // the converge binary whose processes are put to the test
 	Report string // directory for history, timeline, logs and report; it is made
 	Out    io.Writer
-	Log    *slog.Logger // nil: discarded
 
 	Outage  time.Duration // how long Analytics is down; 0: 20 s
-	Backlog int           // changes sent meanwhile; 0: 6000, ten minutes of ten per second
+	Backlog int           // changes sent meanwhile; 0: 6000, which is ten a second for ten minutes
 	Users   int           // 0: 200; at least 96
 	Seed    uint64        // of every draw
 
@@ -45,14 +43,14 @@ type Config struct {
 }
 
 const (
-	ordinaryTime = 4 * time.Second        // of changes before and after the outage
+	ordinaryMost = 4 * time.Second        // of changes before and after the outage, each
 	relayDies    = 0.3                    // of the outage
 	resendAt     = 0.6                    // of the outage
 	resendShare  = 0.1                    // of the records on the topic then
 	watchEvery   = 100 * time.Millisecond // how exactly the catch-up is measured
-	grace        = 5 * time.Second
+	graceMost    = 5 * time.Second
 	catchUpBound = 3 * time.Minute
-	settleBound  = time.Minute
+	quietTime    = 10 * time.Second // when nothing moves for so long, nothing will
 	cleanUpTime  = 30 * time.Second
 )
 
@@ -66,9 +64,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Users == 0 {
 		c.Users = 200
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return c
 }
@@ -120,24 +115,31 @@ func Run(ctx context.Context, cfg Config) (report history.Report, err error) {
 	}
 	r := &run{cfg: cfg, id: fmt.Sprintf("u%08x", rand.Uint32()), processes: map[string]*child{}, rng: rand.New(rand.NewPCG(cfg.Seed, 2))}
 	r.history.Plan = history.Plan{
-		Name: "profile challenge, Analytics down", Mode: cfg.mode(), Seed: cfg.Seed, Truth: "identity", Services: consumers,
-		Grace: grace, CatchUpBound: catchUpBound,
+		Name: "profile challenge", Mode: cfg.mode(), Seed: cfg.Seed, Truth: "identity", Services: consumers,
+		Grace: min(graceMost, cfg.Outage/4), CatchUpBound: catchUpBound,
 	}
 	if r.timeline, err = newTimeline(filepath.Join(cfg.Report, "timeline.jsonl"), cfg.Out); err != nil {
 		return report, err
 	}
 	defer func() { err = errors.Join(err, r.timeline.close()) }()
-	defer func() { r.cleanUp(ctx, report.Verdict == history.FAIL) }()
-	if err := r.play(ctx); err != nil {
+	err = r.play(ctx)
+	if err == nil {
+		report = history.Check(&r.history)
+	}
+	r.cleanUp(ctx, report.Verdict == history.FAIL)
+	if err != nil {
 		return report, errors.Join(err, r.history.Save(cfg.Report))
 	}
-	report = history.Check(&r.history)
 	return report, r.write(&report)
 }
 
+// ordinaryRate is how many changes per second the backlog stands for.
+const ordinaryRate = 10
+
 func (c Config) mode() string {
-	if c.Outage >= 10*time.Minute {
-		return fmt.Sprintf("down for %v, %d changes meanwhile", c.Outage, c.Backlog)
+	stands := time.Duration(c.Backlog) * time.Second / ordinaryRate
+	if c.Outage >= stands {
+		return fmt.Sprintf("Analytics really down for %v, %d changes meanwhile", c.Outage, c.Backlog)
 	}
-	return fmt.Sprintf("down for %v with the backlog of ten minutes (%d changes)", c.Outage, c.Backlog)
+	return fmt.Sprintf("Analytics down for %v with the backlog of %v (%d changes, %d a second)", c.Outage, stands, c.Backlog, ordinaryRate)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -24,7 +23,7 @@ type Cmd struct {
 type ProfileCmd struct {
 	Fast     bool     `xor:"length" help:"Analytics is down for about 20 s, with the backlog of ten minutes (the default)."`
 	Real     bool     `xor:"length" help:"Analytics is down for 600 s."`
-	Seed     uint64   `help:"Replays the draws of an earlier run; drawn when 0."`
+	Seed     uint64   `placeholder:"N" help:"Replays the draws of an earlier run; drawn when 0."`
 	Report   string   `type:"path" placeholder:"DIR" help:"Where history, timeline, logs and report go; .converge/challenge/TIME by default."`
 	JSON     bool     `name:"json" help:"Print the report as JSON, and the progress on standard error."`
 	Database string   `placeholder:"URL" help:"Use this PostgreSQL (wal_level=logical) instead of an own one; needs --brokers."`
@@ -55,12 +54,12 @@ func (noVerdict) ExitCode() int   { return history.UNKNOWN.ExitCode() }
 
 // Run runs the challenge. It returns nil on PASS, a [*history.NotPassed] on FAIL and UNKNOWN, and
 // another error with exit code 2 when there is no verdict.
-func (c *ProfileCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) error {
+func (c *ProfileCmd) Run(ctx context.Context, stdout io.Writer) error {
 	binary, err := os.Executable()
 	if err != nil {
 		return noVerdict{fmt.Errorf("finding the own binary: %w", err)}
 	}
-	cfg := Config{Binary: binary, Report: c.Report, Out: stdout, Log: log, Seed: c.Seed,
+	cfg := Config{Binary: binary, Report: c.Report, Out: stdout, Seed: c.Seed,
 		Database: c.Database, Brokers: c.Brokers, Registry: c.Registry}
 	if c.JSON {
 		cfg.Out = os.Stderr

@@ -15,12 +15,31 @@ import (
 	"time"
 )
 
-// The test binary plays the child when it is called as one.
+// The test binary plays the child when it is called as one, and the stub when it is called by a name
+// that says which.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == "child" {
+	if len(os.Args) > 3 && os.Args[1] == "child" {
 		os.Exit(playChild(os.Args[2], os.Args[3]))
 	}
-	os.Exit(m.Run())
+	if fault, ok := strings.CutPrefix(filepath.Base(os.Args[0]), stubName); ok {
+		os.Exit(playStub(fault, os.Args[1:]))
+	}
+	os.Exit(testIn(m))
+}
+
+// testIn runs the tests with a temporary directory of their own, so that they can see what is left in it.
+func testIn(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "challenge-test-")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Setenv("TMPDIR", dir); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return m.Run()
 }
 
 func playChild(role, address string) int {

@@ -105,6 +105,7 @@ func (r *run) launch(name string, args []string) error {
 
 // story is what is done to the pipeline.
 func (r *run) story(ctx context.Context) error {
+	ordinaryTime := min(ordinaryMost, r.cfg.Outage/5)
 	ordinary := max(1, int(float64(r.cfg.Backlog)*ordinaryTime.Seconds()/r.cfg.Outage.Seconds()))
 	r.timeline.enter("ordinary life", ordinaryTime)
 	r.population.send(ctx, ordinary, ordinaryTime)
@@ -224,28 +225,28 @@ func (r *run) watchCatchUp(ctx context.Context, down *history.Fault) error {
 }
 
 // settle waits until nothing moves any more: every acknowledged change is on the topic, every group has
-// read to its end, and every journal is complete. What doesn't happen within the bound is left to the
-// judge.
+// read to its end, and every journal is complete. What doesn't happen is left to the judge.
 func (r *run) settle(ctx context.Context) error {
 	r.timeline.enter("waiting for everything to settle", 0)
-	ctx, cancel := context.WithTimeout(ctx, settleBound)
-	defer cancel()
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
+	before, moved := "", time.Now()
 	for {
 		left := r.unsettled(ctx)
-		if left == "" {
+		switch {
+		case left == "":
 			r.timeline.say("settled")
+			return nil
+		case left != before:
+			before, moved = left, time.Now()
+		case time.Since(moved) > quietTime:
+			r.timeline.say("nothing has moved for %v: %s", quietTime, left)
 			return nil
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return ctx.Err()
-			}
-			r.timeline.say("not settled within %v: %s", settleBound, left)
-			return nil
+			return ctx.Err()
 		}
 	}
 }

@@ -301,6 +301,7 @@ func TestWhatWasNotObservedIsUnknown(t *testing.T) {
 			{"topic unreadable", PropertyDuplicate, func(h *History) { h.Sources[0].Err = "connection refused" }},
 			{"views unreadable", PropertyViews, func(h *History) { h.Sources[4].Err = "connection refused" }},
 			{"dead letters unreadable", PropertyDeadLetters, func(h *History) { h.Sources[6].Err = "connection refused" }},
+			{"clocks that differ", PropertyUnaffected, func(h *History) { h.Plan.ClockError = h.Plan.Grace }},
 			{"nobody was down", PropertyUnaffected, func(h *History) { h.Faults = nil }},
 			{"nobody was down", PropertyConvergence, func(h *History) { h.Faults = nil }},
 			{"nothing was delivered twice", PropertyDuplicate, func(h *History) {

@@ -44,10 +44,10 @@ func (e *evidence) measure(service string) ServiceNumbers {
 		}
 		took := max(0, effects[0].AppliedAt.Sub(committed))
 		all = append(all, took)
-		switch e.phase(service, committed) {
-		case Down:
+		switch before, after := e.phase(service, committed), e.phase(service, effects[0].AppliedAt); {
+		case before == Down:
 			outage = append(outage, took)
-		case "":
+		case before == "" && after == "": // not one that the outage caught on its way
 			up = append(up, took)
 		}
 	}

@@ -99,8 +99,8 @@ func latencyOf(samples []time.Duration) Latency {
 type ServiceNumbers struct {
 	Service string `json:"service"`
 	Effects int    `json:"effects"`
-	// All counts every event's first effect; Up those committed while the service was not down and not
-	// catching up; Outage those committed while it was down.
+	// All counts every event's first effect; Up those committed and effected while the service was neither
+	// down nor catching up; Outage those committed while it was down.
 	All    Latency `json:"all"`
 	Up     Latency `json:"up"`
 	Outage Latency `json:"outage"`

@@ -8,11 +8,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"time"
+
+	"converge/internal/process"
 )
 
 // Cmd is `converge load`.
 type Cmd struct {
-	Target     string        `default:"http://127.0.0.1:8080" placeholder:"URL" help:"Where the API answers."`
+	Target     string        `default:"http://127.0.0.1:8080" help:"Where the API answers."`
 	Kind       string        `enum:"orders,profiles,mixed" default:"orders" help:"What to send: ${enum}."`
 	Rate       float64       `default:"50" help:"Arrivals per second, on a fixed schedule that no reply holds up."`
 	Duration   time.Duration `default:"20s" help:"How long to send; 0 until interrupted."`
@@ -22,7 +24,7 @@ type Cmd struct {
 	Declined   float64       `default:"0.05" help:"Share of orders whose payment is declined: they must end FAILED."`
 	InFlight   int           `default:"256" help:"Requests that wait for a reply, at most; latencies count the waiting."`
 	Settle     time.Duration `default:"1m" help:"How long to wait for ends after the last arrival."`
-	Seed       uint64        `help:"Replays the draws of an earlier run; drawn when 0."`
+	Seed       uint64        `placeholder:"N" help:"Replays the draws of an earlier run; drawn when 0."`
 	JSON       bool          `name:"json" help:"Print the summary as JSON, and no progress."`
 }
 
@@ -41,10 +43,15 @@ var ErrBroken = errors.New("a promise was broken, see above")
 // ErrNothingAccepted: not one request was accepted.
 var ErrNothingAccepted = errors.New("nothing was accepted: is the target up? converge up starts one")
 
+// usage is a load that cannot be sent as asked.
+type usage struct{ error }
+
+func (usage) ExitCode() int { return process.ExitUsage }
+
 // Run sends the load and prints progress and summary.
 func (c *Cmd) Run(ctx context.Context, stdout io.Writer) error {
 	if c.Rate <= 0 || c.Customers <= 0 || c.InFlight <= 0 || c.Settle <= 0 {
-		return errors.New("rate, customers, in-flight and settle must be above 0")
+		return usage{errors.New("rate, customers, in-flight and settle must be above 0")}
 	}
 	seed := c.Seed
 	if seed == 0 {
@@ -60,7 +67,7 @@ func (c *Cmd) Run(ctx context.Context, stdout io.Writer) error {
 	}
 	summary, err := Run(ctx, cfg)
 	if err != nil {
-		return err
+		return usage{err}
 	}
 	if c.JSON {
 		enc := json.NewEncoder(stdout)
