@@ -239,7 +239,7 @@ func TestPlantedFaultsInTheComposeFileAreReported(t *testing.T) {
 		"no container serves it":              {"[serve, billing", "[serve, orders"},
 		"named after what it runs":            {"[serve, billing", "[serve, orders"},
 		"takes no argument":                   {"[migrate]", "[migrate, now]"},
-		"is not pinned":                       {"postgres:18.1-bookworm", "postgres:latest"},
+		"is not pinned":                       {"postgres:18.6-trixie", "postgres:latest"},
 		"published beyond loopback":           {`"127.0.0.1:15432:5432"`, `"15432:5432"`},
 		"without --allow-remote":              {`"0.0.0.0:8080", --allow-remote, --on`, `"0.0.0.0:8080", --on`},
 		"knows the variable CONVERGE_BROKER":  {"CONVERGE_BROKERS:", "CONVERGE_BROKER:"},

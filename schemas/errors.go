@@ -21,10 +21,14 @@ type ValueError struct {
 }
 
 func (e *ValueError) Error() string {
-	if e.SchemaID != 0 {
-		return fmt.Sprintf("%s (schema id %d): %v", e.EventType, e.SchemaID, e.Err)
+	what := e.EventType
+	if what == "" {
+		what = "a value of unknown type"
 	}
-	return fmt.Sprintf("%s: %v", e.EventType, e.Err)
+	if e.SchemaID != 0 {
+		return fmt.Sprintf("%s (schema id %d): %v", what, e.SchemaID, e.Err)
+	}
+	return fmt.Sprintf("%s: %v", what, e.Err)
 }
 
 // Unwrap returns the cause.

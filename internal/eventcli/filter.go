@@ -20,14 +20,19 @@ import (
 )
 
 // EncodeCmd turns JSON into the Confluent wire format. Binary values have no separator, so it takes one
-// value, unless --framed puts each one's length before it. kcat produces a whole file as one value:
-//
-//	converge event encode --type OrderCancelled <event.json >event.bin
-//	kcat -P -b 127.0.0.1:9092 -X partitioner=murmur2_random -t orders -k ID -H event_type=OrderCancelled event.bin
+// value, unless --framed puts each one's length before it.
 type EncodeCmd struct {
 	Type   string `required:"" help:"Event type, as in OrderPlaced."`
 	Framed bool   `help:"Take any number of JSON values and write each after its length in four bytes, big-endian."`
 	registryFlag
+}
+
+// Help is what --help shows below the summary.
+func (EncodeCmd) Help() string {
+	return `Binary values have no separator, so it takes one value and kcat sends a whole file as one:
+
+  converge event new OrderCancelled --key ID | converge event encode --type OrderCancelled > event.bin
+  kcat -P -b localhost:9092 -X partitioner=murmur2_random -t orders -k ID -H event_type=OrderCancelled event.bin`
 }
 
 // Run implements the command.
@@ -96,14 +101,21 @@ func parse(eventType string, text []byte) (any, error) {
 }
 
 // DecodeCmd turns values as kcat -C writes them into JSON lines. Avro values say themselves what they
-// are:
-//
-//	kcat -C -b 127.0.0.1:9092 -t orders -o -1 -c 1 -e -f %s | converge event decode
-//	kcat -C -b 127.0.0.1:9092 -t orders -e -f %R%s | converge event decode --framed
+// are.
 type DecodeCmd struct {
 	Type   string `help:"Event type of JSON values, to check them against; Avro values name their own."`
 	Framed bool   `help:"Each value comes after its length in four bytes, as kcat -f '%R%s' writes it."`
 	registryFlag
+}
+
+// Help is what --help shows below the summary.
+func (DecodeCmd) Help() string {
+	return `One value, or many with their lengths, which kcat writes for %R:
+
+  kcat -C -q -b localhost:9092 -t orders -p 0 -o -1 -c 1 -f %s | converge event decode
+  kcat -C -q -b localhost:9092 -t orders -e -f %R%s | converge event decode --framed
+
+A value that cannot be decoded is named on standard error; the rest goes on, and the exit code is 1.`
 }
 
 // Run implements the command.

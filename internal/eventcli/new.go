@@ -26,6 +26,14 @@ type NewCmd struct {
 	registryFlag
 }
 
+// Help is what --help shows below the summary.
+func (NewCmd) Help() string {
+	return `The value goes to standard output, the kcat line to standard error, so that it can stand in a pipe:
+
+  converge event new ProfileUpdated version=2 display_name='Ada Lovelace' --key u-1
+  converge event new OrderPlaced 'items=[{"sku":"MUG-1","quantity":2}]' total_amount=2400 --produce`
+}
+
 // Run implements the command.
 func (c *NewCmd) Run(ctx context.Context, stdout io.Writer, parsed *kong.Context, log *slog.Logger) error {
 	return c.run(ctx, stdout, parsed.Stderr, log)

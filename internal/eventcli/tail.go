@@ -32,6 +32,15 @@ type TailCmd struct {
 	registryFlag
 }
 
+// Help is what --help shows below the summary.
+func (TailCmd) Help() string {
+	return `A line is: time, topic/partition@offset, event type, aggregate version, key, event id, latency, value.
+Latency is from the commit (or the occurrence, for an event that no relay brought) to the record's own time.
+
+  converge event tail
+  converge event tail orders orders.inventory.dlq --from-beginning --json`
+}
+
 // Run implements the command. It blocks until ctx ends or the wanted records were printed.
 func (c *TailCmd) Run(ctx context.Context, stdout io.Writer, parsed *kong.Context, log *slog.Logger) error {
 	return c.run(ctx, stdout, parsed.Stderr, log)
