@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"converge/internal/pgtest"
 	"converge/lab/history"
 )
 
@@ -126,4 +129,24 @@ func (s *stopper) Write(p []byte) (int, error) {
 		s.stop()
 	}
 	return len(p), nil
+}
+
+func TestEnginesThatAreGivenAreUsedAndLeftRunning(t *testing.T) {
+	seeds, database := kafka(t), pgtest.URL(t)
+	var out bytes.Buffer
+	report, err := Run(t.Context(), Config{Binary: stubWith(t, faultNone), Report: t.TempDir(), Out: &out,
+		Outage: 4 * time.Second, Backlog: 300, Users: usersAtLeast, Seed: 2, Brokers: seeds, Database: database})
+	t.Log(out.String())
+	if err != nil || report.Verdict != history.PASS {
+		t.Fatalf("verdict %q, error %v", report.Verdict, err)
+	}
+	db, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(t.Context())
+	var rows int
+	if err := db.QueryRow(t.Context(), "SELECT count(*) FROM billing.account_changes").Scan(&rows); err != nil || rows < 300 {
+		t.Errorf("the given database has %d rows of the journal, error %v", rows, err)
+	}
 }

@@ -35,7 +35,7 @@ func testIn(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Setenv("TMPDIR", dir); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Setenv("TMPDIR", dir)); err != nil { // PostgreSQL's account must pass
 		fmt.Println(err)
 		return 1
 	}

@@ -120,7 +120,8 @@ func share(x float64) bool { return x >= 0 && x <= 1 }
 
 // Run sends the load and blocks until everything sent has ended, or Settle has passed since the
 // schedule's end. When ctx ends, Run stops sending, waits for no more ends and returns what it has with
-// a nil error: stopping a load is no failure. An error means that cfg makes no sense; [Summary.Broken] says which promises did not hold.
+// a nil error: stopping a load is no failure. An error means that cfg makes no sense; [Summary.Broken]
+// says which promises did not hold.
 func Run(ctx context.Context, cfg Config) (Summary, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
