@@ -1,0 +1,268 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"converge/consumers/event"
+	"converge/producers/outbox"
+)
+
+// Config is what an [API] needs. The zero Config does.
+type Config struct {
+	Logger     *slog.Logger          // nil: slog.Default()
+	Registerer prometheus.Registerer // nil: metrics are kept but nowhere shown
+	// AllowRemote answers requests for any host name. Without it only those for a loopback name or address
+	// are answered, so that a page that rebinds its name to this machine gets nothing.
+	AllowRemote bool
+	// MaxBody bounds a body, in bytes; 0 means 64 KiB.
+	MaxBody int64
+	// BodyTime bounds how long a body may take to arrive; 0 means 10 s.
+	BodyTime time.Duration
+	// MaxInFlight bounds the requests that are processed at once; 0 means 512.
+	MaxInFlight int
+	// KeyWait bounds how long a request waits for another with its Idempotency-Key; 0 means 2 s.
+	KeyWait time.Duration
+}
+
+// Handler answers a request, or returns what went wrong: an [*Error] becomes its problem, trouble with the
+// database 503, anything else 500. After writing to w it must return nil.
+type Handler func(w http.ResponseWriter, r *http.Request) error
+
+// API is a router whose every answer has the manners of this package. Add routes before it serves; serving
+// is safe for concurrent use.
+type API struct {
+	cfg     Config
+	mux     *http.ServeMux
+	routes  []string
+	slots   chan struct{}
+	origin  *http.CrossOriginProtection
+	metrics *metrics
+}
+
+// New returns an API without routes but for the pages of problem types.
+func New(cfg Config) (*API, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.MaxBody == 0 {
+		cfg.MaxBody = 64 << 10
+	}
+	if cfg.BodyTime == 0 {
+		cfg.BodyTime = 10 * time.Second
+	}
+	if cfg.MaxInFlight == 0 {
+		cfg.MaxInFlight = 512
+	}
+	if cfg.KeyWait == 0 {
+		cfg.KeyWait = 2 * time.Second
+	}
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	a := &API{cfg: cfg, mux: http.NewServeMux(), slots: make(chan struct{}, cfg.MaxInFlight),
+		origin: http.NewCrossOriginProtection(), metrics: m}
+	a.Handle("GET /problems/{type}", problemPage)
+	return a, nil
+}
+
+// Handle adds a route, as http.ServeMux writes patterns: "POST /orders", "GET /orders/{id}".
+func (a *API) Handle(pattern string, handle Handler) {
+	method, path, ok := strings.Cut(pattern, " ")
+	if !ok {
+		panic("httpapi: the pattern " + pattern + " has no method")
+	}
+	a.routes = append(a.routes, pattern)
+	a.metrics.prepare(method, path)
+	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if err := handle(w, r); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+}
+
+// Routes returns the patterns of all routes, in the order in which they were added.
+func (a *API) Routes() []string { return append([]string{}, a.routes...) }
+
+// ServeHTTP answers a request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	id := uuid.NewString()
+	recorder := &recorder{ResponseWriter: w}
+	recorder.Header().Set("X-Request-Id", id)
+	recorder.Header().Set("X-Content-Type-Options", "nosniff")
+	r = r.WithContext(withRequest(r, id))
+	handler, pattern := a.mux.Handler(r)
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			a.cfg.Logger.Error("request panicked", "request_id", id, "route", pattern, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			if recorder.status == 0 {
+				Fail(Internal, "").write(recorder)
+			}
+		}
+		a.metrics.observe(r.Method, pattern, recorder.code(), time.Since(began))
+		a.cfg.Logger.Debug("request", "request_id", id, "method", r.Method, "route", pattern, "status", recorder.code(),
+			"duration", time.Since(began))
+	}()
+	if refusal := a.refuse(r); refusal != nil {
+		refusal.write(recorder)
+		return
+	}
+	select {
+	case a.slots <- struct{}{}:
+		defer func() { <-a.slots }()
+	default:
+		Fail(TooManyRequests, "").retryAfter(1).write(recorder)
+		return
+	}
+	if pattern == "" {
+		a.noRoute(recorder, r, handler)
+		return
+	}
+	a.mux.ServeHTTP(recorder, r)
+}
+
+// refuse returns why a request is not looked at.
+func (a *API) refuse(r *http.Request) *Error {
+	if !a.cfg.AllowRemote && !loopback(r.Host) {
+		return Fail(ForbiddenOrigin, "only names and addresses of this machine are answered")
+	}
+	if err := a.origin.Check(r); err != nil {
+		return Fail(ForbiddenOrigin, "the request comes from a page of another origin")
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.Trim(host, "[]")
+	if strings.EqualFold(host, "localhost") || strings.HasSuffix(strings.ToLower(host), ".localhost") {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.IsLoopback()
+}
+
+// noRoute answers what the router has no route for, in our words: it knows 404 from 405 and redirects.
+func (a *API) noRoute(w http.ResponseWriter, r *http.Request, router http.Handler) {
+	probe := &recorder{ResponseWriter: discard{header: http.Header{}}}
+	router.ServeHTTP(probe, r)
+	switch allow := probe.Header().Get("Allow"); {
+	case probe.status == http.StatusMethodNotAllowed:
+		refusal := Fail(MethodNotAllowed, "")
+		refusal.Header = http.Header{"Allow": {allow}}
+		refusal.write(w)
+	case probe.status >= 300 && probe.status < 400:
+		router.ServeHTTP(w, r)
+	default:
+		Fail(NotFound, "no resource has this path").write(w)
+	}
+}
+
+type discard struct{ header http.Header }
+
+func (d discard) Header() http.Header         { return d.header }
+func (d discard) Write(p []byte) (int, error) { return len(p), nil }
+func (d discard) WriteHeader(int)             {}
+
+// fail turns a handler's error into its answer.
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
+	var known *Error
+	switch {
+	case errors.As(err, &known):
+		known.write(w)
+	case r.Context().Err() != nil:
+		// The client left; what happened to its transaction the database knows.
+	case unavailable(err):
+		a.cfg.Logger.Warn("request met an unavailable dependency", "request_id", requestID(r.Context()), "error", err)
+		Fail(Unavailable503, "").retryAfter(1).write(w)
+	default:
+		a.cfg.Logger.Error("request failed", "request_id", requestID(r.Context()), "error", err)
+		Fail(Internal, "").write(w)
+	}
+}
+
+func unavailable(err error) bool {
+	class := event.Classify(err)
+	return class == event.ClassInfrastructure || class == event.ClassContention
+}
+
+// lockTimeout reports SQLSTATE 55P03.
+func lockTimeout(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "55P03"
+}
+
+type requestKey struct{}
+
+func requestID(ctx context.Context) string {
+	id, _ := ctx.Value(requestKey{}).(string)
+	return id
+}
+
+var (
+	correlation = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
+	traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+)
+
+// withRequest gives the context the request's id, and the cause of the events that it will lead to: the
+// client's correlation id and trace where they are well formed.
+func withRequest(r *http.Request, id string) context.Context {
+	cause := outbox.Cause{CorrelationID: id, CausationID: id}
+	if given := r.Header.Get("X-Correlation-Id"); correlation.MatchString(given) {
+		cause.CorrelationID = given
+	}
+	if given := r.Header.Get("Traceparent"); traceparent.MatchString(given) {
+		cause.Traceparent = given
+	}
+	return outbox.WithCause(context.WithValue(r.Context(), requestKey{}, id), cause)
+}
+
+// recorder remembers the status for log and metrics.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	return r.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+func (r *recorder) code() int {
+	if r.status == 0 {
+		return http.StatusOK
+	}
+	return r.status
+}
