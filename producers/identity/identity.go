@@ -1,0 +1,233 @@
+// Package identity owns user profiles. Work enters by HTTP; each change is an event that Billing and
+// Analytics follow.
+//
+// The guarantee: a profile changes only from the version that the client named, and each version is
+// announced exactly as it was stored, in one transaction. It fails to hold for nobody: whoever writes the
+// table by hand makes a version that is not announced.
+package identity
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"converge/producers/httpapi"
+	"converge/producers/outbox"
+	"converge/schemas"
+)
+
+// Migrations creates the tables of this service.
+//
+//go:embed migrations/*.sql
+var Migrations embed.FS
+
+// Config is what the service needs; every member must be given.
+type Config struct {
+	Pool   *pgxpool.Pool
+	Outbox *outbox.Outbox
+}
+
+// Service serves profiles. It is safe for concurrent use.
+type Service struct {
+	pool   *pgxpool.Pool
+	outbox *outbox.Outbox
+}
+
+// New returns the service.
+func New(cfg Config) *Service { return &Service{pool: cfg.Pool, outbox: cfg.Outbox} }
+
+// Routes adds GET and PUT /profiles/{user_id}.
+func (s *Service) Routes(api *httpapi.API) {
+	api.Handle("GET /profiles/{user_id}", s.get)
+	api.Handle("PUT /profiles/{user_id}", func(w http.ResponseWriter, r *http.Request) error { return s.put(api, w, r) })
+}
+
+type profile struct {
+	UserID         string    `json:"user_id"`
+	Version        int64     `json:"version"`
+	Email          string    `json:"email"`
+	DisplayName    string    `json:"display_name"`
+	Address        string    `json:"address"`
+	MarketingOptIn bool      `json:"marketing_opt_in"`
+	UpdatedAt      time.Time `json:"updated_at"`
+}
+
+// content is what a client decides.
+type content struct {
+	email, displayName, address string
+	marketingOptIn              bool
+}
+
+func (p profile) content() content {
+	return content{p.Email, p.DisplayName, p.Address, p.MarketingOptIn}
+}
+
+const selectSQL = `
+SELECT user_id, version, email, display_name, address, marketing_opt_in, updated_at
+FROM profiles
+WHERE user_id = $1`
+
+// querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// find returns the profile; its version is 0 when there is none.
+func find(ctx context.Context, db querier, sql, userID string) (profile, error) {
+	rows, err := db.Query(ctx, sql, userID)
+	if err != nil {
+		return profile{}, fmt.Errorf("reading a profile: %w", err)
+	}
+	p, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[profile])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return profile{}, nil
+	}
+	if err != nil {
+		return profile{}, fmt.Errorf("reading a profile: %w", err)
+	}
+	p.UpdatedAt = p.UpdatedAt.UTC()
+	return p, nil
+}
+
+func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
+	p, err := find(r.Context(), s.pool, selectSQL, r.PathValue("user_id"))
+	if err != nil {
+		return err
+	}
+	if p.Version == 0 {
+		return httpapi.Fail(httpapi.NotFound, "there is no such profile")
+	}
+	if httpapi.NotModified(w, r, p.Version) {
+		return nil
+	}
+	return respond(w, http.StatusOK, p)
+}
+
+func respond(w http.ResponseWriter, status int, p profile) error {
+	response, err := httpapi.JSON(status, p, map[string]string{"ETag": httpapi.ETag(p.Version)})
+	if err != nil {
+		return err
+	}
+	return response.Write(w)
+}
+
+var (
+	email       = httpapi.Matching(`^[^\s@]{1,64}@[^\s@]{1,190}$`, "must be an e-mail address")
+	displayName = httpapi.Matching(`^.{1,200}$`, "must be a string of 1 to 200 characters, on one line")
+	address     = httpapi.Matching(`^(?s).{0,500}$`, "must be a string of up to 500 characters")
+)
+
+func readContent(body *httpapi.Body) (content, error) {
+	o := body.Object()
+	o.Ignore("user_id", "version", "updated_at")
+	c := content{email: o.String("email", email), displayName: o.String("display_name", displayName),
+		address: o.OptionalString("address", "", address), marketingOptIn: o.OptionalBool("marketing_opt_in", false)}
+	return c, body.Err()
+}
+
+func (s *Service) put(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
+	userID := r.PathValue("user_id")
+	if !httpapi.ID.Valid(userID) {
+		return httpapi.Fail(httpapi.NotFound, "the id in the path "+httpapi.ID.Detail)
+	}
+	body, err := api.ReadBody(w, r)
+	if err != nil {
+		return err
+	}
+	c, err := readContent(body)
+	if err != nil {
+		return err
+	}
+	condition, err := httpapi.ReadPrecondition(r)
+	if err != nil {
+		return err
+	}
+	status := http.StatusOK
+	if condition.Creates() {
+		status = http.StatusCreated
+	}
+	var changed profile
+	// A change that has begun is finished, also when the client leaves: its retry finds the outcome.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTime)
+	defer cancel()
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var err error
+		changed, err = s.change(ctx, tx, userID, c, condition)
+		return err
+	})
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.ConstraintName == "profiles_email_key" {
+		return httpapi.Fail(httpapi.Conflict, "another profile has this e-mail address")
+	}
+	if err != nil {
+		return err
+	}
+	return respond(w, status, changed)
+}
+
+const changeTime = 10 * time.Second
+
+const (
+	insertSQL = `
+INSERT INTO profiles (user_id, email, display_name, address, marketing_opt_in, version, updated_at)
+VALUES ($1, $2, $3, $4, $5, 1, $6)
+ON CONFLICT (user_id) DO NOTHING`
+	lockSQL   = selectSQL + ` FOR UPDATE`
+	updateSQL = `
+UPDATE profiles
+SET email = $2, display_name = $3, address = $4, marketing_opt_in = $5, version = version + 1, updated_at = $6
+WHERE user_id = $1`
+)
+
+// change applies c where the condition holds, and announces the new version. A retry whose first try got
+// through, from exactly the version named and to exactly this content, finds it done: no new version, no
+// event.
+func (s *Service) change(ctx context.Context, tx pgx.Tx, userID string, c content, condition httpapi.Precondition) (profile, error) {
+	now := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
+	changed := profile{UserID: userID, Version: 1, Email: c.email, DisplayName: c.displayName, Address: c.address,
+		MarketingOptIn: c.marketingOptIn, UpdatedAt: now}
+	if condition.Creates() && condition.Holds(0) {
+		tag, err := tx.Exec(ctx, insertSQL, userID, c.email, c.displayName, c.address, c.marketingOptIn, now)
+		if err != nil {
+			return profile{}, fmt.Errorf("creating a profile: %w", err)
+		}
+		if tag.RowsAffected() == 0 {
+			return profile{}, httpapi.Fail(httpapi.PreconditionFailed, "the profile exists")
+		}
+		return changed, s.announce(ctx, tx, changed)
+	}
+	current, err := find(ctx, tx, lockSQL, userID)
+	if err != nil {
+		return profile{}, err
+	}
+	if !condition.Holds(current.Version) {
+		if current.Version > 1 && condition.Names(current.Version-1) && current.content() == c {
+			return current, nil
+		}
+		return profile{}, httpapi.Fail(httpapi.PreconditionFailed, "")
+	}
+	if _, err := tx.Exec(ctx, updateSQL, userID, c.email, c.displayName, c.address, c.marketingOptIn, now); err != nil {
+		return profile{}, fmt.Errorf("changing a profile: %w", err)
+	}
+	changed.Version = current.Version + 1
+	return changed, s.announce(ctx, tx, changed)
+}
+
+func (s *Service) announce(ctx context.Context, tx pgx.Tx, p profile) error {
+	return s.outbox.Append(ctx, tx, outbox.Event{Type: "ProfileUpdated", AggregateType: "profile", AggregateID: p.UserID,
+		AggregateVersion: p.Version, OccurredAt: p.UpdatedAt, Data: schemas.ProfileUpdated{
+			UserID:         p.UserID,
+			Version:        p.Version,
+			Email:          p.Email,
+			DisplayName:    p.DisplayName,
+			Address:        p.Address,
+			MarketingOptIn: p.MarketingOptIn,
+		}})
+}
