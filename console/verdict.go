@@ -85,13 +85,14 @@ func (p *progress) observe(o observation, limits Limits) {
 	}
 	if p.seen && o.committed != p.last.committed {
 		p.movedAt = o.at
-		if o.committed >= 0 && o.committed < p.last.committed {
+		if o.committed < p.last.committed {
 			p.high, p.rewoundAt, p.rewound = max(p.high, p.last.committed), o.at, true
 		}
 	}
 	if o.lag == 0 {
 		p.clearAt = o.at
 	}
+	// A commit that was deleted is no rewind: the group begins anew.
 	if o.lag == 0 || o.committed < 0 || o.committed >= p.high {
 		p.high, p.rewound = 0, false
 	}

@@ -56,7 +56,7 @@ export function seconds(n) {
   if (n == null) return "–";
   if (n === 0) return "0 s";
   if (n < 1) return Math.max(1, Math.round(n * 1000)) + " ms";
-  if (n < 10) return n.toFixed(1) + " s";
+  if (n < 10) return (Number.isInteger(n) ? n : n.toFixed(1)) + " s";
   if (n < 120) return Math.round(n) + " s";
   if (n < 7200) return Math.floor(n / 60) + " min";
   if (n < 172800) return Math.floor(n / 3600) + " h";

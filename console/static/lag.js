@@ -176,9 +176,9 @@ function makePlot(data) {
     cursor: { points: { size: 6 }, drag: { x: true, y: false } },
     scales: { x: { range: measured }, seconds: { range }, records: { range } },
     axes: [
-      axis({ values: [[3600, "{HH}:{mm}"], [60, "{HH}:{mm}"], [1, "{HH}:{mm}:{ss}"]].map(([n, f]) => [n, f, null, null, null, null, null, null, 1]) }),
-      axis({ scale: "seconds", label: "seconds", size: 62, labelSize: 18, values: (_, s) => s.map((v) => (v >= 7200 ? (v / 3600).toFixed(1) + " h" : count(v) === String(v) ? String(v) : v >= 1000 ? count(v) : +v.toFixed(2) + "")) }),
-      axis({ scale: "records", side: 1, label: "records", size: 62, labelSize: 18, grid: { show: false }, values: (_, s) => s.map((v) => (Number.isInteger(v) ? count(v) : "")) }),
+      axis({ space: 90, incrs: [60, 120, 300, 600, 900], values: (_, at) => at.map((s) => new Date(s * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" })) }),
+      axis({ scale: "seconds", label: "oldest unread", size: 62, labelSize: 18, values: (_, at) => at.map((v) => (v === 0 ? "0" : seconds(v))) }),
+      axis({ scale: "records", side: 1, label: "records behind", size: 62, labelSize: 18, grid: { show: false }, values: (_, at) => at.map((v) => (Number.isInteger(v) ? count(v) : "")) }),
     ],
     series: [
       { value: "{HH}:{mm}:{ss}" },
