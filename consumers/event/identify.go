@@ -1,6 +1,8 @@
 package event
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"strconv"
@@ -65,18 +67,21 @@ func parseTime(text string) time.Time {
 	return t
 }
 
+// maxOrderKey is the longest text, in bytes, that an order key stands for as it is: a key of several
+// columns must fit an index row of PostgreSQL's, a third of a page.
+const maxOrderKey = 256
+
 // OrderKey returns the text by which a consumer keeps events in order: the record's key, written as hex
-// when a database cannot hold it as text; the id of a record without a key.
+// when a database cannot hold it as text and as a digest when an index cannot hold it; the id of a record
+// without a key.
 func (e *Event) OrderKey() string {
-	if e.Key == nil {
+	switch {
+	case e.Key == nil:
 		return e.ID.String()
-	}
-	for _, b := range e.Key {
-		if b == 0 {
-			return "hex:" + hex.EncodeToString(e.Key)
-		}
-	}
-	if !utf8.Valid(e.Key) {
+	case len(e.Key) > maxOrderKey:
+		digest := sha256.Sum256(e.Key)
+		return "sha256:" + hex.EncodeToString(digest[:])
+	case !utf8.Valid(e.Key) || bytes.IndexByte(e.Key, 0) >= 0:
 		return "hex:" + hex.EncodeToString(e.Key)
 	}
 	return string(e.Key)

@@ -44,9 +44,11 @@ type Filter struct {
 	Type     string
 	Key      string
 	Class    string // as [event.Class] is written
+	Cause    string // a part of the error's text
 	EventID  uuid.UUID
 	State    string    // dead, redriving, resolved or discarded; "" means dead and redriving
 	Since    time.Time // last failed at or after
+	Until    time.Time // last failed before
 	Limit    int       // 0 means 100
 }
 
@@ -62,15 +64,21 @@ WHERE ($1 = '' OR consumer = $1)
   AND ($6 = '00000000-0000-0000-0000-000000000000'::uuid OR event_id = $6)
   AND CASE WHEN $7 = '' THEN state IN ('dead', 'redriving') ELSE state = $7 END
   AND last_failed_at >= $8
+  AND ($9::timestamptz IS NULL OR last_failed_at < $9)
+  AND ($10 = '' OR strpos(error, $10) > 0)
 ORDER BY seq
-LIMIT $9`
+LIMIT $11`
 
 // List returns the dead letters that the filter chooses, oldest first.
 func List(ctx context.Context, pool *pgxpool.Pool, f Filter) ([]Letter, error) {
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
-	rows, err := pool.Query(ctx, listSQL, f.Consumer, f.Topic, f.Type, f.Key, f.Class, f.EventID, f.State, f.Since, f.Limit)
+	var until *time.Time
+	if !f.Until.IsZero() {
+		until = &f.Until
+	}
+	rows, err := pool.Query(ctx, listSQL, f.Consumer, f.Topic, f.Type, f.Key, f.Class, f.EventID, f.State, f.Since, until, f.Cause, f.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("listing dead letters: %w", err)
 	}

@@ -197,7 +197,12 @@ UPDATE held_keys h
 SET nudged_at = now(), nudges = h.nudges + 1
 FROM late
 WHERE (h.consumer, h.topic, h.key) = (late.consumer, late.topic, late.key)
-RETURNING h.topic, h.key, h.token, h.due_at, h.attempt`
+RETURNING h.topic, h.key, h.token, h.due_at,
+          coalesce((SELECT e.event_id
+                    FROM held_events e
+                    WHERE (e.consumer, e.topic, e.key) = (h.consumer, h.topic, h.key)
+                    ORDER BY e.seq
+                    LIMIT 1), gen_random_uuid())`
 
 // Sweep repeats the wake-ups that are late, with their tokens, so that one that is merely slow stays
 // valid. It returns how many. Several processes may sweep at once.
@@ -208,17 +213,17 @@ func (l Ladder) Sweep(ctx context.Context, tx pgx.Tx) (int, error) {
 	}
 	type late struct {
 		Wake
-		attempt int
+		head uuid.UUID // of no event for a moment, between the last drain and the release
 	}
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l late, err error) {
-		return l, row.Scan(&l.Topic, &l.Key, &l.Token, &l.NotBefore, &l.attempt)
+		return l, row.Scan(&l.Topic, &l.Key, &l.Token, &l.NotBefore, &l.head)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("looking for late wake-ups: %w", err)
 	}
 	wakes := make([]outbox.Record, len(found))
 	for i, f := range found {
-		head := &event.Event{Topic: f.Topic, Key: []byte(f.Key), Headers: []event.Header{}}
+		head := &event.Event{ID: f.head, Topic: f.Topic, Key: []byte(f.Key), Headers: []event.Header{}}
 		wakes[i] = l.wake(Failure{Event: head, Attempts: 1}, f.Key, f.Token, f.NotBefore)
 	}
 	return len(wakes), outbox.AppendRecords(ctx, tx, wakes...)
