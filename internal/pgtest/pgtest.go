@@ -6,17 +6,14 @@
 package pgtest
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
-	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +21,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/sandbox"
 )
 
 var server = sync.OnceValues(startServer)
@@ -123,101 +122,34 @@ func execute(databaseURL, statement string) error {
 	return err
 }
 
+// startServer returns the URL of a server for this process. It ends with the process: the kernel sees to
+// that on Linux; elsewhere the next one on its directory would, but a test's directory has no next.
 func startServer() (string, error) {
 	if u := os.Getenv("CONVERGE_TEST_DATABASE"); u != "" {
 		return u, nil
 	}
-	bin, err := binaries()
+	sweepUp()
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", prefix, os.Getpid()))
 	if err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp("", "converge-pg-")
+	p, err := sandbox.StartPostgres(context.Background(), sandbox.PostgresConfig{Dir: dir, Volatile: true})
 	if err != nil {
 		return "", err
 	}
-	attr, err := unprivileged(dir)
-	if err != nil {
-		return "", err
-	}
-	data := filepath.Join(dir, "data")
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "converge", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	initdb.SysProcAttr, initdb.Dir = attr(), dir
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("initdb: %w\n%s", err, out)
-	}
-	port, err := freePort()
-	if err != nil {
-		return "", err
-	}
-	postgres := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port), "-k", "",
-		"-c", "listen_addresses=127.0.0.1", "-c", "wal_level=logical", "-c", "fsync=off", "-c", "max_connections=300",
-		"-c", "max_replication_slots=50", "-c", "max_wal_senders=50", "-c", "shared_buffers=64MB", "-c", "full_page_writes=off")
-	postgres.SysProcAttr, postgres.Dir = attr(), dir
-	var log bytes.Buffer
-	postgres.Stderr = &log
-	started := make(chan error)
-	// PostgreSQL gets the death signal when the thread that started it ends, so that thread must live on.
-	go func() {
-		runtime.LockOSThread()
-		started <- postgres.Start()
-		_ = postgres.Wait()
-		_ = os.RemoveAll(dir)
-		select {}
-	}()
-	if err := <-started; err != nil {
-		return "", err
-	}
-	base := fmt.Sprintf("postgres://converge@127.0.0.1:%d/postgres?sslmode=disable", port)
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := execute(base, "SELECT 1")
-		if err == nil {
-			return base, nil
-		}
-		if time.Now().After(deadline) {
-			return "", fmt.Errorf("PostgreSQL does not answer: %w", err)
-		}
-		<-time.After(20 * time.Millisecond)
-	}
+	return p.URL(), nil
 }
 
-func binaries() (string, error) {
-	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path), nil
-	}
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
-	if len(found) == 0 {
-		return "", fmt.Errorf("no PostgreSQL server on this machine: install it")
-	}
-	return filepath.Dir(found[len(found)-1]), nil
-}
+const prefix = "converge-pgtest-"
 
-// unprivileged gives dir to a user that PostgreSQL accepts and returns how to run as that user.
-func unprivileged(dir string) (func() *syscall.SysProcAttr, error) {
-	if os.Getuid() != 0 {
-		return func() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT} }, nil
-	}
-	u, err := user.Lookup("postgres")
-	if err != nil {
-		if u, err = user.Lookup("nobody"); err != nil {
-			return nil, err
+// sweepUp removes the directories of test processes that are gone: a test process has no last moment in
+// which it could remove its own.
+func sweepUp() {
+	found, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*")) // the pattern is well formed
+	for _, dir := range found {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		if pid, err := strconv.Atoi(owner); err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(dir) // its server may be on its way out; then the next sweep gets it
 		}
 	}
-	uid, _ := strconv.Atoi(u.Uid)
-	gid, _ := strconv.Atoi(u.Gid)
-	if err := os.Chown(dir, uid, gid); err != nil {
-		return nil, err
-	}
-	return func() *syscall.SysProcAttr {
-		return &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT, Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	}, nil
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
