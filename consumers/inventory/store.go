@@ -139,10 +139,11 @@ type stock struct {
 	Available int64
 	Reserved  int64
 	Version   int64
+	PutFrom   int64 // the version that the latest PUT was made from
 }
 
 const findStockSQL = `
-SELECT sku, available, reserved, version
+SELECT sku, available, reserved, version, put_from
 FROM stock
 WHERE sku = $1`
 
@@ -152,9 +153,10 @@ FOR UPDATE`
 const setStockSQL = `
 UPDATE stock
 SET available = $2,
-    version = version + 1
+    version = version + 1,
+    put_from = version
 WHERE sku = $1
-RETURNING sku, available, reserved, version`
+RETURNING sku, available, reserved, version, put_from`
 
 // querier is a pool or a transaction.
 type querier interface {

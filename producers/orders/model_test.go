@@ -243,8 +243,8 @@ func (o *order) move(move string, sc scenario, shelf inventory.Shelf) error {
 }
 
 func conserved(before, after inventory.Shelf) error {
-	for sku, b := range before {
-		a := after[sku]
+	for _, sku := range slices.Sorted(maps.Keys(before)) {
+		a, b := after[sku], before[sku]
 		if a.Available+a.Reserved != b.Available+b.Reserved {
 			return fmt.Errorf("%s: %d pieces became %d", sku, b.Available+b.Reserved, a.Available+a.Reserved)
 		}

@@ -22,6 +22,7 @@ import (
 	"converge/internal/database"
 	"converge/internal/pgtest"
 	"converge/producers/catalog"
+	"converge/producers/httpapi"
 	"converge/producers/outbox"
 	"converge/producers/payments"
 	"converge/schemas"
@@ -60,7 +61,7 @@ func newWorld(t testing.TB, seed uint64, orderDeadline, ackDeadline time.Duratio
 	t.Helper()
 	outboxSet := database.Set{Name: "outbox", FS: outbox.Migrations}
 	modules := []database.Module{
-		{Service: "orders", Sets: []database.Set{outboxSet, {Name: "orders", FS: Migrations}}},
+		{Service: "orders", Sets: []database.Set{outboxSet, {Name: "httpapi", FS: httpapi.Migrations}, {Name: "orders", FS: Migrations}}},
 		{Service: "inventory", Sets: []database.Set{outboxSet, {Name: "inventory", FS: inventory.Migrations}}},
 		{Service: "payments", Sets: []database.Set{outboxSet, {Name: "payments", FS: payments.Migrations}}},
 		{Service: "shipping", Sets: []database.Set{outboxSet, {Name: "shipping", FS: shipping.Migrations}}},

@@ -18,6 +18,7 @@ import (
 	"converge/internal/database"
 	"converge/internal/pgtest"
 	"converge/producers/catalog"
+	"converge/producers/httpapi"
 	"converge/producers/outbox"
 	"converge/schemas"
 )
@@ -26,7 +27,7 @@ func open(t *testing.T, orderDeadline time.Duration) (*Service, *pgxpool.Pool) {
 	t.Helper()
 	url := pgtest.Database(t, "payments", func(ctx context.Context, url string) error {
 		return database.Migrate(ctx, url, database.Module{Service: "payments", Sets: []database.Set{
-			{Name: "outbox", FS: outbox.Migrations}, {Name: "payments", FS: Migrations}}})
+			{Name: "outbox", FS: outbox.Migrations}, {Name: "httpapi", FS: httpapi.Migrations}, {Name: "payments", FS: Migrations}}})
 	})
 	pool, err := database.Open(t.Context(), url, "payments", 8)
 	if err != nil {

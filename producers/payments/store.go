@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Migrations creates the payments in the schema that search_path names first.
@@ -157,6 +158,52 @@ func due(ctx context.Context, tx pgx.Tx, limit int) ([]*payment, error) {
 	list, err := pgx.CollectRows(rows, scan)
 	if err != nil {
 		return nil, fmt.Errorf("looking for slow cards: %w", err)
+	}
+	return list, nil
+}
+
+const insertSQL = `
+INSERT INTO payments (id, order_id, saga, state, amount, currency, payment_method, version, created_at, updated_at)
+VALUES ($1, $2, false, 'AUTHORIZED', $3, $4, $5, 1, $6, $6)`
+
+// insert writes a payment that was posted.
+func insert(ctx context.Context, tx pgx.Tx, orderID string, terms terms) (*payment, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("making a payment id: %w", err)
+	}
+	now := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
+	if _, err := tx.Exec(ctx, insertSQL, id, orderID, terms.amount, terms.currency, terms.method, now); err != nil {
+		return nil, fmt.Errorf("writing a payment: %w", err)
+	}
+	return &payment{id: id, orderID: orderID, state: Authorized, terms: terms, version: 1, createdAt: now, updatedAt: now}, nil
+}
+
+// A tombstone is no payment: nothing was ever asked for.
+const (
+	oneSQL = `
+SELECT ` + columns + `
+FROM payments
+WHERE id = $1
+  AND amount IS NOT NULL`
+
+	ofOrderSQL = `
+SELECT ` + columns + `
+FROM payments
+WHERE order_id = $1
+  AND amount IS NOT NULL
+ORDER BY created_at, id`
+)
+
+// read returns the payments that a statement finds.
+func read(ctx context.Context, pool *pgxpool.Pool, sql string, arg any) ([]*payment, error) {
+	rows, err := pool.Query(ctx, sql, arg)
+	if err != nil {
+		return nil, fmt.Errorf("reading payments: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scan)
+	if err != nil {
+		return nil, fmt.Errorf("reading payments: %w", err)
 	}
 	return list, nil
 }

@@ -1,12 +1,13 @@
 -- +goose Up
 
 -- reserved includes what completed orders bought. Each order moves pieces from one column to the other
--- or back; only PUT /stock changes their sum.
+-- or back; only PUT /stock changes their sum. put_from is the version that the latest PUT was made from.
 CREATE TABLE stock (
     sku       text   PRIMARY KEY,
     available bigint NOT NULL CHECK (available >= 0),
     reserved  bigint NOT NULL DEFAULT 0 CHECK (reserved >= 0),
-    version   bigint NOT NULL DEFAULT 1
+    version   bigint NOT NULL DEFAULT 1,
+    put_from  bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
 INSERT INTO stock (sku, available)

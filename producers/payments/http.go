@@ -1,0 +1,109 @@
+package payments
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"converge/producers/catalog"
+	"converge/producers/httpapi"
+)
+
+// Routes adds what Payments answers to the API.
+func (s *Service) Routes(api *httpapi.API) {
+	api.Handle("POST /payments", api.Idempotent(s.pool, "payments.pay", s.post))
+	api.Handle("GET /payments", s.list)
+	api.Handle("GET /payments/{id}", s.get)
+}
+
+// body is a payment.
+type body struct {
+	ID        uuid.UUID `json:"id"`
+	ReceiptID string    `json:"receipt_id"`
+	OrderID   string    `json:"order_id"`
+	Amount    int64     `json:"amount"` // minor units
+	Currency  string    `json:"currency"`
+	State     State     `json:"state"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+func bodyOf(p *payment) body {
+	return body{p.id, "R-" + p.id.String(), p.orderID, *p.terms.amount, p.terms.currency, p.state, p.createdAt.UTC()}
+}
+
+var currency = httpapi.Matching(`^[A-Z]{3}$`, "must be an ISO 4217 code, as in USD")
+
+// post is the effect of POST /payments. The slow and the failing card act in sagas only.
+func (s *Service) post(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
+	o := b.Object()
+	orderID := o.IDOrNumber("order_id")
+	amount := o.Int("amount", 1, httpapi.MaxInt)
+	terms := terms{
+		amount:   &amount,
+		currency: o.OptionalString("currency", catalog.Currency, currency),
+		method:   o.OptionalString("payment_method", catalog.CardOK, httpapi.OneOf(catalog.PaymentMethods()...)),
+	}
+	if err := b.Err(); err != nil {
+		return httpapi.Response{}, err
+	}
+	if terms.method == catalog.CardDeclined {
+		return httpapi.Refusal("payment-declined", "")
+	}
+	p, err := insert(ctx, tx, orderID, terms)
+	if err != nil {
+		return httpapi.Response{}, err
+	}
+	return httpapi.JSON(http.StatusCreated, bodyOf(p), map[string]string{
+		"Location": "/payments/" + p.id.String(),
+		"ETag":     httpapi.ETag(p.version),
+	})
+}
+
+func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
+	text := r.PathValue("id")
+	id, err := uuid.Parse(text)
+	if err != nil || id.String() != text {
+		return noPayment()
+	}
+	found, err := read(r.Context(), s.pool, oneSQL, id)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return noPayment()
+	}
+	if httpapi.NotModified(w, r, found[0].version) {
+		return nil
+	}
+	return write(w, bodyOf(found[0]))
+}
+
+func noPayment() error { return httpapi.Fail(httpapi.NotFound, "there is no such payment") }
+
+// list answers GET /payments?order_id=: what was ever asked for an order, oldest first.
+func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
+	orders := r.URL.Query()["order_id"]
+	if len(orders) != 1 || !catalog.ValidID(orders[0]) {
+		return httpapi.Fail(httpapi.ValidationFailed, "the query must name one order_id")
+	}
+	found, err := read(r.Context(), s.pool, ofOrderSQL, orders[0])
+	if err != nil {
+		return err
+	}
+	items := []body{}
+	for _, p := range found {
+		items = append(items, bodyOf(p))
+	}
+	return write(w, map[string]any{"items": items})
+}
+
+func write(w http.ResponseWriter, v any) error {
+	response, err := httpapi.JSON(http.StatusOK, v, nil)
+	if err != nil {
+		return err
+	}
+	return response.Write(w)
+}

@@ -1,0 +1,151 @@
+package payments
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
+
+	"converge/producers/catalog"
+	"converge/producers/httpapi"
+)
+
+func serve(t *testing.T, s *Service) func(method, path, body string, headers ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	api, err := httpapi.New(httpapi.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Routes(api)
+	return func(method, path, body string, headers ...string) *httptest.ResponseRecorder {
+		req := httptest.NewRequest(method, "http://localhost"+path, strings.NewReader(body))
+		req.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(headers); i += 2 {
+			req.Header.Set(headers[i], headers[i+1])
+		}
+		w := httptest.NewRecorder()
+		api.ServeHTTP(w, req)
+		return w
+	}
+}
+
+// The lesson's worked example 3: sixteen clients at once, one key, one charge.
+func TestARetriedPaymentIsOneCharge(t *testing.T) {
+	s, _ := open(t, time.Hour)
+	do := serve(t, s)
+	answers := make([]*httptest.ResponseRecorder, 16)
+	var g errgroup.Group
+	for i := range answers {
+		g.Go(func() error {
+			answers[i] = do("POST", "/payments", `{"order_id": 42, "amount": 100}`, "Idempotency-Key", "abc-123")
+			return nil
+		})
+	}
+	_ = g.Wait()
+	fresh := 0
+	for _, a := range answers {
+		switch a.Code {
+		case 201:
+			fresh++
+		case 200:
+		default:
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		if a.Body.String() != answers[0].Body.String() || a.Header().Get("Location") == "" {
+			t.Errorf("%s and %s", a.Body, answers[0].Body)
+		}
+	}
+	if fresh != 1 {
+		t.Errorf("%d answers are 201", fresh)
+	}
+	list := do("GET", "/payments?order_id=42", "")
+	var listed struct {
+		Items []body `json:"items"`
+	}
+	if err := json.Unmarshal(list.Body.Bytes(), &listed); err != nil || len(listed.Items) != 1 {
+		t.Fatalf("%v %s", err, list.Body)
+	}
+	p := listed.Items[0]
+	if p.OrderID != "42" || p.Amount != 100 || p.Currency != "USD" || p.State != Authorized || p.ReceiptID == "" {
+		t.Errorf("%+v", p)
+	}
+	one := do("GET", "/payments/"+p.ID.String(), "")
+	if diff := cmp.Diff(answers[0].Body.String(), one.Body.String()); diff != "" || one.Header().Get("ETag") != `"1"` {
+		t.Errorf("%s\n%s", one.Header(), diff)
+	}
+	if again := do("GET", "/payments/"+p.ID.String(), "", "If-None-Match", `"1"`); again.Code != 304 {
+		t.Errorf("unchanged: %d", again.Code)
+	}
+	if other := do("POST", "/payments", `{"order_id": 42, "amount": 101}`, "Idempotency-Key", "abc-123"); other.Code != 422 {
+		t.Errorf("another amount under the key: %d", other.Code)
+	}
+}
+
+func TestADeclinedPaymentIsRefusedTheSameWayAgain(t *testing.T) {
+	s, _ := open(t, time.Hour)
+	do := serve(t, s)
+	var first string
+	for i := range 2 {
+		a := do("POST", "/payments", `{"order_id":"o-1","amount":5,"payment_method":"card-declined"}`, "Idempotency-Key", "d")
+		if i == 0 {
+			first = a.Body.String()
+		}
+		if a.Code != 409 || a.Body.String() != first || !strings.Contains(first, "/problems/payment-declined") || (a.Header().Get("Idempotency-Replayed") == "true") != (i == 1) {
+			t.Errorf("%d %v %s", a.Code, a.Header(), a.Body)
+		}
+	}
+	if list := do("GET", "/payments?order_id=o-1", ""); list.Body.String() != `{"items":[]}` {
+		t.Errorf("%s", list.Body)
+	}
+}
+
+func TestBadPaymentsAndUnknownOnes(t *testing.T) {
+	s, pool := open(t, time.Hour)
+	do := serve(t, s)
+	for i, body := range []string{`{}`, `{"order_id":-1,"amount":5}`, `{"order_id":1.5,"amount":5}`, `{"order_id":true,"amount":5}`, `{"order_id":1,"amount":0}`,
+		`{"order_id":1,"amount":1e2}`, `{"order_id":1,"amount":5,"currency":"usd"}`, `{"order_id":1,"amount":5,"payment_method":"cash"}`, `{"order_id":1,"amount":5,"id":1}`} {
+		if a := do("POST", "/payments", body, "Idempotency-Key", fmt.Sprint(i)); a.Code != 422 {
+			t.Errorf("%s: %d %s", body, a.Code, a.Body)
+		}
+	}
+	if err := apply(t.Context(), s, pool, cancelled(t, "o-1")); err != nil {
+		t.Fatal(err)
+	}
+	var tombstone string
+	if err := pool.QueryRow(t.Context(), "SELECT id::text FROM payments").Scan(&tombstone); err != nil {
+		t.Fatal(err)
+	}
+	for path, code := range map[string]int{
+		"/payments/" + tombstone: 404, "/payments/42": 404, "/payments/%00": 404, "/payments/" + strings.ToUpper(tombstone): 404,
+		"/payments": 422, "/payments?order_id=": 422, "/payments?order_id=a&order_id=b": 422, "/payments?order_id=%00": 422, "/payments?order_id=o-1": 200,
+	} {
+		if a := do("GET", path, ""); a.Code != code {
+			t.Errorf("%s: %d %s", path, a.Code, a.Body)
+		}
+	}
+	if list := do("GET", "/payments?order_id=o-1", ""); list.Body.String() != `{"items":[]}` {
+		t.Errorf("a tombstone is listed: %s", list.Body)
+	}
+}
+
+func TestAPaymentOfASagaIsListedWithItsState(t *testing.T) {
+	s, pool := open(t, time.Hour)
+	do := serve(t, s)
+	if err := apply(t.Context(), s, pool, reserved(t, "o-1", catalog.CardOK)); err != nil {
+		t.Fatal(err)
+	}
+	if list := do("GET", "/payments?order_id=o-1", ""); !strings.Contains(list.Body.String(), `"amount":700,"currency":"USD","state":"AUTHORIZED"`) {
+		t.Errorf("%s", list.Body)
+	}
+	if err := apply(t.Context(), s, pool, cancelled(t, "o-1")); err != nil {
+		t.Fatal(err)
+	}
+	if list := do("GET", "/payments?order_id=o-1", ""); !strings.Contains(list.Body.String(), `"state":"VOIDED"`) {
+		t.Errorf("%s", list.Body)
+	}
+}
