@@ -15,10 +15,6 @@ import (
 	"converge/schemas"
 )
 
-// maxGroups bounds what foreign consumers can make the console hold. The pipeline's own groups always
-// fit.
-const maxGroups = 100
-
 // kafkaSource measures topics and groups. It belongs to one goroutine.
 type kafkaSource struct {
 	admin *kadm.Client
@@ -61,14 +57,9 @@ func newKafkaSource(client *kgo.Client) *kafkaSource {
 // sample looks once. The order matters: commits are read before end offsets, so that a group that reads
 // meanwhile looks a little behind rather than ahead of the end.
 func (k *kafkaSource) sample(ctx context.Context, now func() time.Time) (*kafkaSample, error) {
-	described, err := k.admin.DescribeGroups(ctx)
-	if err := whole(err); err != nil {
-		return nil, fmt.Errorf("describing groups: %w", err)
-	}
-	groups := chosenGroups(described)
-	fetched := kadm.FetchOffsetsResponses{}
-	if len(groups) > 0 {
-		fetched = k.admin.FetchManyOffsets(ctx, groups...)
+	groups, err := viewGroups(ctx, k.admin)
+	if err != nil {
+		return nil, err
 	}
 	starts, err := k.admin.ListStartOffsets(ctx)
 	if err := whole(err); err != nil {
@@ -81,15 +72,15 @@ func (k *kafkaSource) sample(ctx context.Context, now func() time.Time) (*kafkaS
 
 	lags := make(map[string]kadm.GroupLag, len(groups))
 	for _, g := range groups {
-		if described[g].Err == nil && fetched[g].Err == nil {
-			lags[g] = kadm.CalculateGroupLagWithStartOffsets(described[g], fetched[g].Fetched, starts, ends)
+		if g.err == nil {
+			lags[g.name] = g.lag(starts, ends)
 		}
 	}
 	stamps := k.stampsAt(ctx, lags)
 	s := &kafkaSample{at: now()}
 	s.topics = k.topics(s.at, starts, ends)
 	for _, g := range groups {
-		s.groups = append(s.groups, k.group(s.at, described[g], fetched[g].Err, lags[g], stamps))
+		s.groups = append(s.groups, k.group(s.at, g, lags[g.name], stamps))
 	}
 	k.forget(lags, ends)
 	return s, nil
@@ -102,22 +93,6 @@ func whole(err error) error {
 		return nil
 	}
 	return err
-}
-
-// chosenGroups returns the groups to measure: the pipeline's own first, then by name.
-func chosenGroups(described kadm.DescribedGroups) []string {
-	names := described.Names()
-	known := schemas.Readers()
-	slices.SortFunc(names, func(a, b string) int {
-		if ka, kb := slices.Contains(known, a), slices.Contains(known, b); ka != kb {
-			if ka {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a, b)
-	})
-	return names[:min(len(names), maxGroups)]
 }
 
 func (k *kafkaSource) topics(at time.Time, starts, ends kadm.ListedOffsets) []Topic {
@@ -151,10 +126,10 @@ func (k *kafkaSource) topics(at time.Time, starts, ends kadm.ListedOffsets) []To
 	return topics
 }
 
-func (k *kafkaSource) group(at time.Time, d kadm.DescribedGroup, fetchErr error, lag kadm.GroupLag, stamps map[recordKey]time.Time) Group {
-	g := Group{Name: d.Group, State: d.State, Members: len(d.Members), Known: slices.Contains(schemas.Readers(), d.Group)}
-	if err := cmp.Or(d.Err, fetchErr); err != nil {
-		g.Error = err.Error()
+func (k *kafkaSource) group(at time.Time, v groupView, lag kadm.GroupLag, stamps map[recordKey]time.Time) Group {
+	g := Group{Name: v.name, State: v.state, Members: v.members, Known: slices.Contains(schemas.Readers(), v.name), Topics: []GroupTopic{}}
+	if v.err != nil {
+		g.Error = v.err.Error()
 		return g
 	}
 	for topic, partitions := range lag {
@@ -162,12 +137,12 @@ func (k *kafkaSource) group(at time.Time, d kadm.DescribedGroup, fetchErr error,
 		t := GroupTopic{Topic: topic, Kind: parsed.kind, Verdict: Unknown}
 		limits := limitsFor(parsed.delay)
 		for _, l := range partitions {
-			t.Partitions = append(t.Partitions, k.partition(at, d.Group, l, limits, stamps))
+			t.Partitions = append(t.Partitions, k.partition(at, v, l, limits, stamps))
 		}
 		slices.SortFunc(t.Partitions, func(a, b PartitionLag) int { return cmp.Compare(a.Partition, b.Partition) })
 		t.sum()
 		if position, ok := position(partitions); ok {
-			m := entry(k.read, groupTopicKey{d.Group, topic})
+			m := entry(k.read, groupTopicKey{v.name, topic})
 			m.add(at, position)
 			t.RatePerSecond = m.perSecond()
 		}
@@ -183,12 +158,10 @@ func kindOrder(kind string) int {
 	return slices.Index([]string{kindEvent, kindOther, kindRetry, kindDLQ}, kind)
 }
 
-func (k *kafkaSource) partition(at time.Time, group string, l kadm.GroupMemberLag, limits Limits, stamps map[recordKey]time.Time) PartitionLag {
-	p := PartitionLag{Partition: l.Partition}
-	o := observation{at: at, committed: l.Commit.At, lag: -1, seconds: -1, owned: l.Member != nil}
-	if l.Member != nil {
-		p.Member = cmp.Or(l.Member.ClientID, l.Member.MemberID)
-	}
+func (k *kafkaSource) partition(at time.Time, v groupView, l kadm.GroupMemberLag, limits Limits, stamps map[recordKey]time.Time) PartitionLag {
+	owner, owned := v.owner(l.Topic, l.Partition)
+	p := PartitionLag{Partition: l.Partition, Member: owner}
+	o := observation{at: at, committed: l.Commit.At, lag: -1, seconds: -1, owned: owned}
 	if l.Commit.At >= 0 {
 		p.Committed = new(l.Commit.At)
 	}
@@ -210,7 +183,7 @@ func (k *kafkaSource) partition(at time.Time, group string, l kadm.GroupMemberLa
 	if o.seconds >= 0 {
 		p.Seconds = new(o.seconds)
 	}
-	watched := entry(k.progress, partitionKey{group, l.Topic, l.Partition})
+	watched := entry(k.progress, partitionKey{v.name, l.Topic, l.Partition})
 	watched.observe(o, limits)
 	p.Verdict = watched.verdict(limits)
 	return p

@@ -230,27 +230,33 @@ func TestRatesAreOffsetsPerSecond(t *testing.T) {
 	}
 }
 
-// A member that joined and commits nothing owns what it does not read.
+// A member that joined and commits nothing owns what it does not read, in either of Kafka's two group
+// protocols: the classic one and that of KIP-848.
 func TestOwnedPartitionThatStandsIsStalled(t *testing.T) {
-	b := newBroker(t, "orders")
-	b.write("orders", 0, 0, 1)
-	member, err := kgo.NewClient(kgo.SeedBrokers(b.address...), kgo.ConsumerGroup("inventory"), kgo.ConsumeTopics("orders"),
-		kgo.DisableAutoCommit(), kgo.ClientID("sleeper"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(member.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if fetches := member.PollFetches(ctx); fetches.NumRecords() == 0 {
-		t.Fatalf("the member got nothing: %v", fetches.Err())
-	}
-	k := newKafkaSource(b.client)
-	look(t, k, 2)
-	look(t, k, 7)
-	got := look(t, k, 12).find(t, "inventory", "orders", 0)
-	if got.Verdict != Stalled || got.Member != "sleeper" {
-		t.Errorf("after ten seconds: %s owned by %q, want STALLED owned by sleeper", got.Verdict, got.Member)
+	for protocol, option := range map[string]kgo.Opt{"classic": kgo.Balancers(kgo.RangeBalancer()), "KIP-848": kgo.ServerSideBalancer()} {
+		t.Run(protocol, func(t *testing.T) {
+			b := newBroker(t, "orders")
+			b.write("orders", 0, 0, 1)
+			member, err := kgo.NewClient(kgo.SeedBrokers(b.address...), kgo.ConsumerGroup("inventory"), kgo.ConsumeTopics("orders"),
+				kgo.DisableAutoCommit(), kgo.ClientID("sleeper"), option)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(member.Close)
+			poll, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if fetches := member.PollFetches(poll); fetches.NumRecords() == 0 {
+				t.Fatalf("the member got nothing: %v", fetches.Err())
+			}
+			k := newKafkaSource(b.client)
+			look(t, k, 2)
+			look(t, k, 7)
+			s := look(t, k, 12)
+			got := s.find(t, "inventory", "orders", 0)
+			if got.Verdict != Stalled || got.Member != "sleeper" || s.groups[0].Members != 1 {
+				t.Errorf("after ten seconds: %s owned by %q in %+v, want STALLED owned by sleeper", got.Verdict, got.Member, s.groups[0])
+			}
+		})
 	}
 }
 
