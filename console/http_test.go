@@ -2,6 +2,7 @@ package console
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -13,8 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/schemas"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -233,6 +238,47 @@ func TestRecordsAreTheYoungestFirstAndReadable(t *testing.T) {
 	} {
 		if answer, body := get(t, url+"/console/api/records"+path); answer.StatusCode != status {
 			t.Errorf("%s: %s, want %d: %s", path, answer.Status, status, body)
+		}
+	}
+}
+
+func TestAvroIsDecodedAndWhatCannotBeIsShownAsBytes(t *testing.T) {
+	codec := schemas.NewCodec(schemas.Avro, schemas.IDs{
+		Types:  map[string]int{"OrderCancelled": 7},
+		Schema: func(context.Context, int) (string, error) { return schemas.Text("OrderCancelled"), nil },
+	})
+	_, contentType, value, err := codec.Encode("OrderCancelled", schemas.OrderCancelled{OrderID: "o-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBroker(t, "orders")
+	for i, v := range [][]byte{value, bytes.Repeat([]byte{0xff}, 600), nil} {
+		record := &kgo.Record{Topic: "orders", Timestamp: noon.Add(time.Duration(i) * time.Second), Value: v, Key: []byte{0xfe}, Headers: []kgo.RecordHeader{
+			{Key: "event_type", Value: []byte("OrderCancelled")}, {Key: "content-type", Value: []byte(contentType)},
+		}}
+		if err := b.client.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, url, _ := started(t, Config{Brokers: b.address, Codec: codec})
+	eventually(t, "the topic is seen", func() bool { return len(c.Snapshot().Topics) == 1 })
+	_, body := get(t, url+"/console/api/records?topic=orders")
+	var got struct{ Records []Record }
+	if err := json.Unmarshal([]byte(body), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := []Record{
+		{Format: "empty"},
+		{Format: "bytes", Text: strings.Repeat("ff", 512), Truncated: true, Bytes: 600},
+		{Format: "decoded", Text: "{\n  \"order_id\": \"o-1\"\n}", Bytes: len(value)},
+	}
+	for i, r := range got.Records {
+		shown := Record{Format: r.Format, Text: r.Text, Truncated: r.Truncated, Bytes: r.Bytes}
+		if diff := cmp.Diff(want[i], shown); diff != "" {
+			t.Errorf("record %d (-want +got):\n%s", i, diff)
+		}
+		if r.Key != "0xfe" {
+			t.Errorf("key %q, want hexadecimal", r.Key)
 		}
 	}
 }
