@@ -1,0 +1,225 @@
+package orderviews
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"converge/consumers/readmodel"
+	"converge/producers/httpapi"
+)
+
+// Routes adds what the read model answers to the API.
+func (s *Service) Routes(api *httpapi.API) {
+	api.Handle("GET /order-views", s.list)
+	api.Handle("GET /order-views/{id}", s.get)
+}
+
+// view is an order as the read model shows it.
+type view struct {
+	ID         string    `json:"id"`
+	CustomerID string    `json:"customer_id"`
+	State      string    `json:"state"`
+	Total      money     `json:"total"`
+	Version    int64     `json:"version"`
+	UpdatedAt  time.Time `json:"updated_at"`
+
+	placedAt time.Time
+}
+
+type money struct {
+	Amount   int64  `json:"amount"` // minor units
+	Currency string `json:"currency"`
+}
+
+const columns = `id, customer_id, state, total_amount, currency, version, updated_at, placed_at`
+
+func scan(r pgx.CollectableRow) (view, error) {
+	var v view
+	err := r.Scan(&v.ID, &v.CustomerID, &v.State, &v.Total.Amount, &v.Total.Currency, &v.Version, &v.UpdatedAt, &v.placedAt)
+	v.UpdatedAt = v.UpdatedAt.UTC()
+	return v, err
+}
+
+const oneSQL = `
+SELECT ` + columns + `
+FROM order_views
+WHERE id = $1`
+
+// get answers GET /order-views/{id}. Read-Model-Version is the order's version.
+func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
+	id := r.PathValue("id")
+	if !httpapi.ID.Valid(id) {
+		return noView()
+	}
+	found, progress, err := s.query(r, oneSQL, id)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return noView()
+	}
+	readmodel.Tell(w, found[0].Version, progress.Lag)
+	return write(w, found[0])
+}
+
+func noView() error {
+	return httpapi.Fail(httpapi.NotFound, "the read model has not heard of such an order, or not yet")
+}
+
+// query returns the views and how far the model is, in one round trip.
+func (s *Service) query(r *http.Request, sql string, args ...any) ([]view, readmodel.Progress, error) {
+	var found []view
+	var progress readmodel.Progress
+	var batch pgx.Batch
+	readmodel.QueueRead(&batch, &progress)
+	batch.Queue(sql, args...).Query(func(rows pgx.Rows) (err error) {
+		found, err = pgx.CollectRows(rows, scan)
+		return err
+	})
+	if err := s.pool.SendBatch(r.Context(), &batch).Close(); err != nil {
+		return nil, progress, fmt.Errorf("reading order views: %w", err)
+	}
+	return found, progress, nil
+}
+
+// page is a part of a list, newest first.
+type page struct {
+	Items      []view `json:"items"`
+	NextCursor string `json:"next_cursor,omitempty"` // "" at the end
+}
+
+const (
+	allSQL = `
+SELECT ` + columns + `
+FROM order_views
+WHERE (placed_at, id) < ($1, $2)
+ORDER BY placed_at DESC, id DESC
+LIMIT $3`
+	ofCustomerSQL = `
+SELECT ` + columns + `
+FROM order_views
+WHERE (placed_at, id) < ($1, $2)
+  AND customer_id = $4
+ORDER BY placed_at DESC, id DESC
+LIMIT $3`
+)
+
+// list answers GET /order-views. Read-Model-Version is how many changes the model has taken in: it grows
+// whenever any list may have changed.
+func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
+	q, err := readQuery(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	sql, args := allSQL, []any{q.before.placedAt, q.before.id, q.limit + 1}
+	if q.customerID != "" {
+		sql, args = ofCustomerSQL, append(args, q.customerID)
+	}
+	found, progress, err := s.query(r, sql, args...)
+	if err != nil {
+		return err
+	}
+	p := page{Items: found}
+	if len(found) > q.limit {
+		last := found[q.limit-1]
+		p.Items, p.NextCursor = found[:q.limit], cursor{last.placedAt, last.ID}.String()
+	}
+	if p.Items == nil {
+		p.Items = []view{}
+	}
+	readmodel.Tell(w, progress.Changes, progress.Lag)
+	return write(w, p)
+}
+
+const (
+	defaultLimit = 20
+	maxLimit     = 100
+)
+
+type query struct {
+	customerID string // "" is every customer
+	limit      int
+	before     cursor
+}
+
+func readQuery(given url.Values) (query, error) {
+	q := query{limit: defaultLimit, before: newest}
+	for _, name := range []string{"customer_id", "limit", "cursor"} {
+		if len(given[name]) > 1 {
+			return q, refuse(name, "stands more than once")
+		}
+	}
+	if given.Has("customer_id") {
+		if q.customerID = given.Get("customer_id"); !httpapi.ID.Valid(q.customerID) {
+			return q, refuse("customer_id", httpapi.ID.Detail)
+		}
+	}
+	if given.Has("limit") {
+		n, err := strconv.Atoi(given.Get("limit"))
+		if err != nil || n < 1 || n > maxLimit {
+			return q, refuse("limit", fmt.Sprintf("must be an integer between 1 and %d", maxLimit))
+		}
+		q.limit = n
+	}
+	if given.Has("cursor") {
+		var err error
+		if q.before, err = parseCursor(given.Get("cursor")); err != nil {
+			return q, refuse("cursor", "must be the next_cursor of an earlier page")
+		}
+	}
+	return q, nil
+}
+
+func refuse(name, detail string) error {
+	return httpapi.Fail(httpapi.ValidationFailed, "the query parameter "+name+" "+detail)
+}
+
+// cursor is where a page ended. It names a place in the order of all views, not a row: the page after it is
+// the same whether or not the row changes.
+type cursor struct {
+	placedAt time.Time
+	id       string
+}
+
+// newest is before every view: PostgreSQL keeps microseconds, up to the year 294276.
+var newest = cursor{placedAt: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}
+
+// String returns the cursor as clients are given it: opaque, so that it may change.
+func (c cursor) String() string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(c.placedAt.UnixMicro(), 10) + "." + c.id))
+}
+
+var errCursor = errors.New("not a cursor")
+
+func parseCursor(text string) (cursor, error) {
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil {
+		return cursor{}, errCursor
+	}
+	micros, id, ok := strings.Cut(string(raw), ".")
+	n, err := strconv.ParseInt(micros, 10, 64)
+	if !ok || err != nil || !httpapi.ID.Valid(id) {
+		return cursor{}, errCursor
+	}
+	c := cursor{time.UnixMicro(n), id}
+	if c.placedAt.After(newest.placedAt) || c.placedAt.Before(time.Time{}) {
+		return cursor{}, errCursor // beyond what a database keeps
+	}
+	return c, nil
+}
+
+func write(w http.ResponseWriter, v any) error {
+	response, err := httpapi.JSON(http.StatusOK, v, nil)
+	if err != nil {
+		return err
+	}
+	return response.Write(w)
+}
