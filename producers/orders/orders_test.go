@@ -251,3 +251,34 @@ func TestMetricsAreWellNamedAndThereFromTheStart(t *testing.T) {
 		}
 	}
 }
+
+// A hundred thousand orders have ended; what runs every few moments must not look at them.
+func TestSweepingAndCountingLookAtOpenOrdersOnly(t *testing.T) {
+	w := newWorld(t, 1, time.Hour, time.Hour)
+	w.mustPlace(t)
+	pool := w.pools["orders"]
+	for _, statement := range []string{`
+INSERT INTO orders (id, customer_id, items, total_amount, currency, payment_method, ship_country, outcome, state,
+                    version, history, correlation_id, created_at, updated_at)
+SELECT gen_random_uuid(), 'c-1', '[]', 1, 'USD', 'card-ok', 'DE', 'completed', 'COMPLETED', 5, '[]', '', now(), now()
+FROM generate_series(1, 100000)`, "ANALYZE orders"} {
+		if _, err := pool.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, sql := range map[string]string{"counting": openSQL, "sweeping": strings.Replace(overdueSQL, "$1", "100", 1)} {
+		rows, err := pool.Query(t.Context(), "EXPLAIN (ANALYZE, COSTS OFF) "+sql)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := strings.Join(lines, "\n")
+		if !strings.Contains(plan, "orders_due") || strings.Contains(plan, "Seq Scan") {
+			t.Errorf("%s:\n%s", name, plan)
+		}
+		t.Logf("%s: %s", name, lines[len(lines)-1])
+	}
+}
