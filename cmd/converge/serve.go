@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"converge/internal/database"
+	"converge/relay"
+)
+
+type serveCmd struct {
+	Names []string `arg:"" name:"name" help:"Services to run, or all: orders, inventory, payments, shipping, identity, billing, analytics, orderviews."`
+	connection
+	encoding
+	listener
+	OrderDeadline time.Duration `default:"30s" help:"An order that has not passed its pivot by then is undone."`
+}
+
+func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
+	chosen, err := choose(c.Names)
+	if err != nil {
+		return err
+	}
+	if err := c.connection.check(); err != nil {
+		return err
+	}
+	if err := c.encoding.check(); err != nil {
+		return err
+	}
+	n := newNode(log)
+	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding,
+		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsApart})
+	return n.run(ctx, c.listener)
+}
+
+type relayCmd struct {
+	connection
+	listener
+	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
+	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
+	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
+	OnMissingSlot  string   `enum:"fail,create" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood."`
+	NoCreateTopics bool     `help:"Leave missing topics missing: the stream waits until somebody creates them."`
+}
+
+func (c *relayCmd) Run(ctx context.Context, log *slog.Logger) error {
+	if err := c.connection.check(); err != nil {
+		return err
+	}
+	tables := c.Table
+	if len(tables) == 0 {
+		tables = outboxTables()
+	}
+	n := newNode(log)
+	_, err := n.addRelay(relay.Config{DatabaseURL: c.Database, Brokers: c.Brokers, Slot: c.Slot, Publication: c.Publication,
+		Tables: tables, OnMissingSlot: relay.MissingSlot(c.OnMissingSlot), NoCreateTopics: c.NoCreateTopics})
+	if err != nil {
+		return err
+	}
+	return n.run(ctx, c.listener)
+}
+
+type consoleCmd struct {
+	connection
+	listener
+	Registry string `placeholder:"URL" help:"Schema registry, to show Avro values in clear."`
+}
+
+func (c *consoleCmd) Run(ctx context.Context, log *slog.Logger) error {
+	if err := c.connection.check(); err != nil {
+		return err
+	}
+	n := newNode(log)
+	if err := n.addConsole(c.connection, c.Registry, nil); err != nil {
+		return err
+	}
+	return n.run(ctx, c.listener)
+}
+
+type migrateCmd struct {
+	Database string   `env:"CONVERGE_DATABASE,DATABASE_URL" required:"" placeholder:"URL" help:"PostgreSQL; the user may create schemas and roles."`
+	Brokers  []string `placeholder:"HOST:PORT" help:"Kafka, to create the topics too."`
+}
+
+func (c *migrateCmd) Run(ctx context.Context, log *slog.Logger) error {
+	all := services()
+	if err := database.Migrate(ctx, c.Database, modules(all)...); err != nil {
+		return err
+	}
+	log.Info("database is up to date", "schemas", len(all))
+	if len(c.Brokers) == 0 {
+		return nil
+	}
+	topics := topicsOf(serviceNames())
+	if err := createTopics(ctx, c.Brokers, topics); err != nil {
+		return err
+	}
+	log.Info("topics are there", "topics", len(topics))
+	return nil
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"converge/internal/process"
+)
+
+func TestEndToEndUpServesTheWholeChoreographyAndSurvivesKillNine(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	args, http1 := upArgs(t, dir), freeAddr(t)
+	up := start(t, http1, args...).ready()
+
+	stock := up.available("BOOK-1")
+	done := up.order("one", "card-ok", 2)
+	declined := up.order("two", "card-declined", 3)
+	up.ends(done, "COMPLETED")
+	if reason := up.ends(declined, "FAILED"); reason != "payment_declined" {
+		t.Errorf("the declined order's reason is %q, want payment_declined", reason)
+	}
+	if again := up.order("one", "card-ok", 2); again != done {
+		t.Errorf("the same Idempotency-Key made order %s beside %s", again, done)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if got := up.available("BOOK-1"); got != stock-2 {
+			return fmt.Errorf("available is %v, want %v: two sold, three back", got, stock-2)
+		}
+		return nil
+	})
+
+	put := up.do("PUT", "/profiles/u-1", `{"email":"ada@example.org","display_name":"Ada"}`, map[string]string{"If-None-Match": "*"})
+	if err := wants(http.StatusCreated, put); err != nil {
+		t.Fatalf("PUT /profiles: %v", err)
+	}
+	up.viewsAgree("u-1", 1)
+
+	// Unfinished sagas: placed, and everything killed before they can end.
+	var open []string
+	for i := range 20 {
+		open = append(open, up.order(fmt.Sprintf("open-%d", i), "card-ok", 1))
+	}
+	up.kill()
+
+	again := start(t, http1, args...).ready()
+	again.ends(done, "COMPLETED")
+	for _, id := range open {
+		again.ends(id, "COMPLETED")
+	}
+	again.viewsAgree("u-1", 1)
+	put = again.do("PUT", "/profiles/u-1", `{"email":"ada@example.org","display_name":"Ada L."}`, map[string]string{"If-Match": put.header.Get("ETag")})
+	if err := wants(http.StatusOK, put); err != nil {
+		t.Fatalf("PUT /profiles after the restart: %v", err)
+	}
+	again.viewsAgree("u-1", 2)
+	eventually(t, 20*time.Second, func() error {
+		if got := again.available("BOOK-1"); got != stock-22 {
+			return fmt.Errorf("available is %v, want %v", got, stock-22)
+		}
+		return nil
+	})
+	if code := again.interrupt(); code != process.ExitOK {
+		t.Errorf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
+	}
+	noProcessUses(t, dir)
+}
+
+func (r *running) viewsAgree(user string, version float64) {
+	r.t.Helper()
+	for _, path := range []string{"/billing/accounts/", "/analytics/profiles/"} {
+		eventually(r.t, 30*time.Second, func() error {
+			a := r.get(path + user)
+			if err := wants(http.StatusOK, a); err != nil {
+				return err
+			}
+			if got := a.json(r.t)["version"]; got != version {
+				return fmt.Errorf("GET %s has version %v, want %v", path+user, got, version)
+			}
+			return nil
+		})
+	}
+}
+
+// noProcessUses fails when a process still names dir in its command line.
+func noProcessUses(t *testing.T, dir string) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		out, err := exec.Command("ps", "-eo", "pid,args").Output()
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, dir) {
+				return fmt.Errorf("left behind: %s", strings.TrimSpace(line))
+			}
+		}
+		return nil
+	})
+}
+
+func TestEndToEndNothingIsLeftBehindByKillNine(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	up := start(t, freeAddr(t), upArgs(t, dir)...).ready()
+	// Only the process itself, not its group: PostgreSQL must notice.
+	if err := up.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-up.done
+	noProcessUses(t, dir)
+}
+
+func TestEndToEndKcatIsAtHome(t *testing.T) {
+	kcat, err := exec.LookPath("kcat")
+	if err != nil {
+		t.Skip("kcat is not installed: the same records are produced by the Go client in the consumers' tests")
+	}
+	dir := filepath.Join(t.TempDir(), "state")
+	args := upArgs(t, dir)
+	kafka := args[4]
+	up := start(t, freeAddr(t), args...).ready()
+
+	listing, err := exec.Command(kcat, "-b", kafka, "-L").CombinedOutput()
+	if err != nil {
+		t.Fatalf("kcat -L: %v\n%s", err, listing)
+	}
+	for _, topic := range []string{"orders", "inventory", "payments", "shipping", "identity", "identity.analytics.retry.1s", "identity.analytics.dlq"} {
+		if !strings.Contains(string(listing), fmt.Sprintf("topic %q", topic)) {
+			t.Errorf("kcat -L does not show topic %s", topic)
+		}
+	}
+
+	produce := func(value string, headers ...string) {
+		t.Helper()
+		args := []string{"-b", kafka, "-P", "-t", "identity", "-k", "u-9"}
+		for _, h := range headers {
+			args = append(args, "-H", h)
+		}
+		cmd := exec.Command(kcat, args...)
+		cmd.Stdin = strings.NewReader(value)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("kcat -P: %v\n%s", err, out)
+		}
+	}
+	profile := `{"user_id":"u-9","version":1,"email":"kc@example.org","display_name":"KC"}`
+	id := "event_id=0197a1b2-0000-7000-8000-000000000009"
+	produce(profile, "event_type=ProfileUpdated", id)
+	produce(profile, "event_type=ProfileUpdated", id)
+	produce(strings.Replace(profile, `"version":1`, `"version":2`, 1), "event_type=ProfileUpdated")
+	produce(`{"user_id":`, "event_type=ProfileUpdated")
+	produce(strings.Replace(profile, `"version":1`, `"version":3`, 1), "event_type=ProfileUpdated")
+	up.viewsAgree("u-9", 3)
+
+	metrics := string(up.get("/metrics").body)
+	for _, line := range []string{
+		`converge_consumer_events_total{group="analytics",outcome="applied",topic="identity"} 3`,
+		`converge_consumer_events_total{group="analytics",outcome="duplicate",topic="identity"} 1`,
+		`converge_consumer_events_total{group="analytics",outcome="dead",topic="identity"} 1`,
+	} {
+		if !strings.Contains(metrics, line) {
+			t.Errorf("/metrics lacks %s", line)
+		}
+	}
+
+	// The dead letter is on its topic, with its bytes and its cause.
+	eventually(t, 20*time.Second, func() error {
+		out, err := exec.Command(kcat, "-b", kafka, "-C", "-e", "-q", "-t", "identity.analytics.dlq", "-f", "%s|%h\n").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("kcat -C: %w: %s", err, out)
+		}
+		if !strings.Contains(string(out), `{"user_id":|`) || !strings.Contains(string(out), "error_class=permanent") || !strings.Contains(string(out), "origin_topic=identity") {
+			return fmt.Errorf("the dead-letter topic holds %q", out)
+		}
+		return nil
+	})
+
+	order := up.order("kcat", "card-ok", 1)
+	up.ends(order, "COMPLETED")
+	events, err := exec.Command(kcat, "-b", kafka, "-C", "-e", "-q", "-t", "orders", "-f", "%k %h\n").CombinedOutput()
+	if err != nil || !strings.Contains(string(events), order+" event_id=") || !strings.Contains(string(events), "event_type=OrderPlaced") {
+		t.Errorf("kcat -t orders -C -e does not print the order's events: %v\n%s", err, events)
+	}
+}
+
+func TestEndToEndTroubleAtStartIsOneLineWithTheFix(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	args := upArgs(t, dir)
+	start(t, freeAddr(t), args...).ready()
+
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := func() string { return filepath.Join(t.TempDir(), "state") }
+	for name, test := range map[string]struct {
+		args  []string
+		http  string
+		wants string
+		code  int
+	}{
+		"second up on the directory": {args, freeAddr(t), dir, process.ExitFailed},
+		"kafka port taken":           {[]string{"up", "--dir", other(), "--kafka", taken.Addr().String(), "--registry", freeAddr(t)}, freeAddr(t), "--kafka", process.ExitFailed},
+		"registry port taken":        {[]string{"up", "--dir", other(), "--registry", taken.Addr().String(), "--kafka", freeAddr(t)}, freeAddr(t), "--registry", process.ExitFailed},
+		"http port taken":            {upArgs(t, other()), taken.Addr().String(), "--http", process.ExitFailed},
+		"directory is a file":        {upArgs(t, file), freeAddr(t), file, process.ExitFailed},
+		"no database":                {append(upArgs(t, other()), "--database", "postgres://nobody@127.0.0.1:1/none"), freeAddr(t), "127.0.0.1:1", process.ExitFailed},
+		"remote without leave":       {upArgs(t, other()), "0.0.0.0:0", "--allow-remote", process.ExitUsage},
+		"unknown flag":               {append(upArgs(t, other()), "--no-such-flag"), freeAddr(t), "--no-such-flag", process.ExitUsage},
+		"unknown service":            {[]string{"serve", "ordres", "--database", "postgres://x", "--brokers", "x:1"}, freeAddr(t), "orders", process.ExitUsage},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, test.http, test.args...)
+			if code := r.wait(60 * time.Second); code != test.code {
+				t.Errorf("exit code %d, want %d", code, test.code)
+			}
+			text := r.output.String()
+			if !strings.Contains(text, test.wants) || strings.Contains(text, "goroutine ") {
+				t.Errorf("printed %q, want one line that names %s", text, test.wants)
+			}
+		})
+	}
+}
