@@ -64,8 +64,8 @@ func newArenas(limit int) *arenas {
 }
 
 // get returns an arena that holds at least size bytes. It blocks while the limit is reached, until
-// records are acknowledged or ctx ends. Only one goroutine may call it.
-func (p *arenas) get(ctx context.Context, size int) (*arena, error) {
+// records are acknowledged or ctx ends, and calls waiting before it does. Only one goroutine may call it.
+func (p *arenas) get(ctx context.Context, size int, waiting func()) (*arena, error) {
 	size = max(size, arenaSize)
 	for {
 		if a := p.tryGet(size); a != nil {
@@ -73,6 +73,7 @@ func (p *arenas) get(ctx context.Context, size int) (*arena, error) {
 			a.pending.Store(unsettled)
 			return a, nil
 		}
+		waiting()
 		select {
 		case <-p.room:
 		case <-ctx.Done():

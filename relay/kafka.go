@@ -47,6 +47,7 @@ const (
 	// unknownTopicRetries outlasts the time that a new topic takes to be known to every broker. The
 	// client's default of 4 does not.
 	unknownTopicRetries = 20
+	longestLinger       = 20 * time.Millisecond
 	adminTimeout        = 15 * time.Second
 	topicPoll           = 50 * time.Millisecond
 )
@@ -56,9 +57,9 @@ func newKafka(cfg *Config, m *metrics) (*kafka, error) {
 	options := []kgo.Opt{
 		kgo.ClientID("converge-relay"),
 		kgo.DialTimeout(connectTimeout),
-		// Batches fill while others are in flight; waiting for more only adds to the latency. Reading
-		// in gulps does the rest, see wire.
-		kgo.ProducerLinger(0),
+		// Batches end when push says so: a fixed linger delays rows that come seldom, and none makes
+		// requests of one row when they come fast. This one is for what push missed.
+		kgo.ProducerLinger(longestLinger),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 		kgo.UnknownTopicRetries(unknownTopicRetries),
 		kgo.DisableClientMetrics(),
@@ -97,6 +98,19 @@ func (k *kafka) batchBytes(name string) int32 {
 		return limit.(int32)
 	}
 	return defaultBatchBytes - batchMargin
+}
+
+// over is a context that has ended.
+var over = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// push sends what lingers. A flush ends every linger before it begins to wait, and with a context that
+// is over it does not wait.
+func (k *kafka) push() {
+	k.client.Flush(over) //nolint:errcheck // it is always the context's
 }
 
 // ping asks any broker for a sign of life.

@@ -40,6 +40,7 @@ type session struct {
 	names       names
 	transaction *transaction
 	lastTopic   *topic
+	unpushed    bool // records were produced since the last push
 }
 
 const (
@@ -53,6 +54,9 @@ const (
 	// transactionGrace is how long a drain reads on to the end of a transaction that it is in.
 	transactionGrace = 500 * time.Millisecond
 	finishTimeout    = 2 * time.Second
+	// behindAfter is the age, by the server's clock alone, at which a transaction that arrives means
+	// that there is a backlog.
+	behindAfter = 20 * time.Millisecond
 )
 
 // runSession streams until ctx ends and all is drained (nil or ErrDrainTimedOut), or an error.
@@ -64,6 +68,7 @@ func (r *Relay) runSession(ctx context.Context) error {
 		s.close()
 		return err
 	}
+	s.wire.push = s.push
 	r.streaming()
 	defer r.metrics.leader.Set(0)
 	r.metrics.leader.Set(1)
@@ -182,11 +187,11 @@ func (s *session) read(ctx context.Context) error {
 		}
 		switch body[0] {
 		case pgoutput.EnvelopeWAL:
-			_, message, err := pgoutput.WAL(body)
+			header, message, err := pgoutput.WAL(body)
 			if err != nil {
 				return err
 			}
-			if err := s.message(ctx, message, in); err != nil {
+			if err := s.message(ctx, header, message, in); err != nil {
 				return err
 			}
 			if graceful && message[0] == pgoutput.KindCommit {
@@ -197,6 +202,14 @@ func (s *session) read(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+}
+
+// push lets what was produced go.
+func (s *session) push() {
+	if s.unpushed {
+		s.unpushed = false
+		s.kafka.push()
 	}
 }
 
@@ -212,7 +225,7 @@ func (s *session) keepalive(body []byte) error {
 	return nil
 }
 
-func (s *session) message(ctx context.Context, message []byte, in *arena) error {
+func (s *session) message(ctx context.Context, header pgoutput.Header, message []byte, in *arena) error {
 	switch message[0] {
 	case pgoutput.KindInsert:
 		return s.insert(ctx, message, in)
@@ -222,6 +235,7 @@ func (s *session) message(ctx context.Context, message []byte, in *arena) error 
 			return err
 		}
 		s.transaction = s.tracker.begin(pgoutput.Time(begin.Micros))
+		s.wire.behind = header.Micros-begin.Micros > behindAfter.Microseconds()
 	case pgoutput.KindCommit:
 		commit, err := pgoutput.ParseCommit(message)
 		if err != nil {
@@ -280,6 +294,7 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 		return l.refuse(s.tuple, reasonTooLarge, fmt.Errorf("the record takes up to %d bytes, the topic takes %d", size, r.topic.limit))
 	}
 	x.sent++
+	s.unpushed = true
 	s.kafka.client.Produce(context.Background(), &r.record, r.promise)
 	return nil
 }

@@ -23,13 +23,24 @@ const (
 // walHeader is the kind, the message's LSN, the end of WAL and the server's clock.
 const walHeader = 1 + 8 + 8 + 8
 
-// WAL returns the plugin's message inside a CopyData body of kind [EnvelopeWAL], and the position of
-// the WAL record that it was decoded from, 0 for a message that belongs to none.
-func WAL(body []byte) (start LSN, message []byte, err error) {
+// Header is what a CopyData body of kind [EnvelopeWAL] says of its message.
+type Header struct {
+	// Start is the position of the WAL record that the message was decoded from, 0 if it belongs to
+	// none. Several rows may share one.
+	Start LSN
+	// Micros is the server's clock when it sent the message, see [Time].
+	Micros int64
+}
+
+// WAL returns the plugin's message inside a CopyData body of kind [EnvelopeWAL].
+func WAL(body []byte) (h Header, message []byte, err error) {
 	if len(body) < walHeader+1 {
-		return 0, nil, malformed("WAL envelope", len(body))
+		return Header{}, nil, malformed("WAL envelope", len(body))
 	}
-	return LSN(binary.BigEndian.Uint64(body[1:])), body[walHeader:], nil
+	return Header{
+		Start:  LSN(binary.BigEndian.Uint64(body[1:])),
+		Micros: int64(binary.BigEndian.Uint64(body[17:])),
+	}, body[walHeader:], nil
 }
 
 // Keepalive is the server's sign of life.

@@ -143,9 +143,10 @@ func TestParsingARowAllocatesNothing(t *testing.T) {
 func TestEnvelopesAreRead(t *testing.T) {
 	body := append([]byte{'w'}, make([]byte, 24)...)
 	binary.BigEndian.PutUint64(body[1:], 0x16_B374D848)
-	start, message, err := WAL(append(body, "Bxyz"...))
-	if err != nil || start.String() != "16/B374D848" || string(message) != "Bxyz" {
-		t.Errorf("WAL gave %s, %q, %v", start, message, err)
+	body[24] = 9
+	header, message, err := WAL(append(body, "Bxyz"...))
+	if want := (Header{Start: 0x16_B374D848, Micros: 9}); err != nil || header != want || string(message) != "Bxyz" {
+		t.Errorf("WAL gave %+v, %q, %v", header, message, err)
 	}
 	if _, _, err := WAL(body); !errors.Is(err, ErrMalformed) {
 		t.Errorf("an envelope without a message: %v, want ErrMalformed", err)
