@@ -113,9 +113,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				panic(p)
 			}
 			a.cfg.Logger.Error("request panicked", "request_id", id, "route", pattern, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			if recorder.status == 0 {
-				Fail(Internal, "").write(recorder)
+			if recorder.status != 0 {
+				panic(http.ErrAbortHandler) // half an answer must not look whole
 			}
+			Fail(Internal, "").write(recorder)
 		}
 		a.metrics.observe(r.Method, pattern, recorder.code(), time.Since(began))
 		a.cfg.Logger.Debug("request", "request_id", id, "method", r.Method, "route", pattern, "status", recorder.code(),
@@ -192,6 +193,9 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		known.write(w)
 	case r.Context().Err() != nil:
 		// The client left; what happened to its transaction the database knows.
+		if r, ok := w.(*recorder); ok {
+			r.status = clientLeft
+		}
 	case unavailable(err):
 		a.cfg.Logger.Warn("request met an unavailable dependency", "request_id", requestID(r.Context()), "error", err)
 		Fail(Unavailable503, "").retryAfter(1).write(w)
@@ -200,6 +204,9 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		Fail(Internal, "").write(w)
 	}
 }
+
+// clientLeft is what log and metrics say of a request that nobody waits for any more; it is not sent.
+const clientLeft = 499
 
 func unavailable(err error) bool {
 	class := event.Classify(err)
@@ -219,20 +226,19 @@ func requestID(ctx context.Context) string {
 	return id
 }
 
-var (
-	correlation = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,64}$`)
-	traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
-)
+// traceparent is W3C Trace Context, version 00; ids of zeros alone are none.
+var traceparent = regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$`)
 
-// withRequest gives the context the request's id, and the cause of the events that it will lead to: the
-// client's correlation id and trace where they are well formed.
+// withRequest gives the context the request's id, and the cause of the events that it will lead to. Their
+// correlation id is the client's, else its trace's, where these are well formed; else the request's id.
 func withRequest(r *http.Request, id string) context.Context {
 	cause := outbox.Cause{CorrelationID: id, CausationID: id}
-	if given := r.Header.Get("X-Correlation-Id"); correlation.MatchString(given) {
-		cause.CorrelationID = given
+	if trace := traceparent.FindStringSubmatch(r.Header.Get("Traceparent")); trace != nil &&
+		strings.Trim(trace[1], "0") != "" && strings.Trim(trace[2], "0") != "" {
+		cause.Traceparent, cause.CorrelationID = trace[0], trace[1]
 	}
-	if given := r.Header.Get("Traceparent"); traceparent.MatchString(given) {
-		cause.Traceparent = given
+	if given := r.Header.Get("X-Correlation-Id"); ID.Valid(given) {
+		cause.CorrelationID = given
 	}
 	return outbox.WithCause(context.WithValue(r.Context(), requestKey{}, id), cause)
 }

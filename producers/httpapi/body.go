@@ -37,9 +37,9 @@ func (a *API) readRaw(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, Fail(PayloadTooLarge, fmt.Sprintf("the limit is %d bytes", a.cfg.MaxBody))
+		return nil, Fail(PayloadTooLarge, fmt.Sprintf("the limit is %d bytes", a.cfg.MaxBody)).hangUp()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, Fail(RequestTimeout, "")
+		return nil, Fail(RequestTimeout, "").hangUp()
 	case err != nil:
 		return nil, Fail(MalformedRequest, "the body ended early")
 	}

@@ -100,10 +100,10 @@ func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Ha
 		count := func(result string) { a.metrics.idempotency.WithLabelValues(route, result).Inc() }
 		response, replayed, err := a.once(r, pool, operation, key, body, effect)
 		switch {
-		case lockTimeout(err):
+		case isProblem(err, KeyInFlight):
 			count(keyInFlight)
-			return Fail(KeyInFlight, "").retryAfter(1)
-		case isReuse(err):
+			return err
+		case isProblem(err, KeyReused):
 			count(keyReused)
 			return err
 		case err != nil:
@@ -118,9 +118,9 @@ func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Ha
 	}
 }
 
-func isReuse(err error) bool {
+func isProblem(err error, name string) bool {
 	var e *Error
-	return errors.As(err, &e) && e.Problem.Type == "/problems/"+KeyReused
+	return errors.As(err, &e) && e.Problem.Type == "/problems/"+name
 }
 
 func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, body *Body, effect Effect) (response Response, replayed bool, err error) {
@@ -136,7 +136,9 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 			claimed = tag.RowsAffected() == 1
 			return nil
 		})
-		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+		if err := tx.SendBatch(ctx, &batch).Close(); lockTimeout(err) {
+			return Fail(KeyInFlight, "").retryAfter(1) // any other lock that the effect waits for is not the key's
+		} else if err != nil {
 			return fmt.Errorf("claiming an idempotency key: %w", err)
 		}
 		if !claimed {

@@ -132,6 +132,12 @@ func (e *Error) retryAfter(seconds int) *Error {
 	return e
 }
 
+// hangUp makes the answer the connection's last: the rest of the request is not read.
+func (e *Error) hangUp() *Error {
+	e.Header = http.Header{"Connection": {"close"}}
+	return e
+}
+
 func (e *Error) write(w http.ResponseWriter) {
 	for name, values := range e.Header {
 		w.Header()[name] = values

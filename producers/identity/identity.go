@@ -97,7 +97,11 @@ func find(ctx context.Context, db querier, sql, userID string) (profile, error) 
 }
 
 func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
-	p, err := find(r.Context(), s.pool, selectSQL, r.PathValue("user_id"))
+	userID := r.PathValue("user_id")
+	if !httpapi.ID.Valid(userID) {
+		return httpapi.Fail(httpapi.NotFound, "there is no such profile")
+	}
+	p, err := find(r.Context(), s.pool, selectSQL, userID)
 	if err != nil {
 		return err
 	}
