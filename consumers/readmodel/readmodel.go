@@ -36,7 +36,7 @@ func QueueAdvance(batch *pgx.Batch, events []*event.Event) {
 
 // committed returns when the event became durable, as near as it tells.
 func committed(e *event.Event) time.Time {
-	if !e.CommittedAt.IsZero() {
+	if plausible(e.CommittedAt) {
 		return e.CommittedAt
 	}
 	return Occurred(e)
@@ -45,12 +45,19 @@ func committed(e *event.Event) time.Time {
 // Occurred returns when the event happened: by its emitter, else when its record was written, else now.
 func Occurred(e *event.Event) time.Time {
 	switch {
-	case !e.OccurredAt.IsZero():
+	case plausible(e.OccurredAt):
 		return e.OccurredAt
-	case !e.RecordedAt.IsZero():
+	case plausible(e.RecordedAt):
 		return e.RecordedAt
 	}
 	return time.Now()
+}
+
+// plausible reports whether an event can have happened then. Headers hold what anybody wrote there, and a
+// time beyond the year 9999 has no RFC 3339 text: one row with it would break every list that it is in.
+func plausible(t time.Time) bool {
+	year := t.UTC().Year()
+	return year >= 1970 && year < 9999
 }
 
 // Progress is how far a model has come. The zero Progress is that of a model that has seen nothing.
