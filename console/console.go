@@ -162,8 +162,8 @@ func (c *Console) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// watch samples one source until ctx ends. A look that took long is followed by a rest as long times
-// nine, so that the console never costs a source more than a tenth of its time.
+// watch samples one source until ctx ends. A look that took long is followed by a longer rest, so that a
+// source in trouble is not asked all the time; the rest is bounded, so that numbers do not grow stale by it.
 func watch[S any](ctx context.Context, c *Console, name string, into *measured[S], sample func(context.Context, func() time.Time) (*S, error)) {
 	away := false
 	for rest := time.Duration(0); pause(ctx, rest); {
@@ -185,10 +185,7 @@ func watch[S any](ctx context.Context, c *Console, name string, into *measured[S
 			c.logChange(name, err)
 		}
 		took := time.Since(began)
-		rest = max(sampleEvery-took, 0)
-		if err == nil {
-			rest = max(rest, 9*took)
-		}
+		rest = max(sampleEvery-took, min(3*took, 2*sampleEvery))
 	}
 }
 
