@@ -57,7 +57,7 @@ func TestConvergeItselfPasses(t *testing.T) {
 // With an inbox that calls every event fresh, records that are delivered twice take effect twice. The
 // comparison of versions hides that from the views; the journals show it.
 func TestConvergeWithoutItsInboxFails(t *testing.T) {
-	mutant := buildConverge(t, "consumers/inbox/inbox.go", "\t\tscan(fresh)\n", "\t\tscan(ids)\n")
+	mutant := buildConverge(t, "consumers/inbox/inbox.go", "\t\tscan(fresh)\n", "\t\t_ = fresh\n\t\tscan(ids)\n")
 	report, _ := try(t, mutant)
 	if got := report.Result(history.PropertyDuplicate); report.Verdict != history.FAIL || got.Verdict != history.FAIL {
 		t.Errorf("verdict %s, %q %s", report.Verdict, history.PropertyDuplicate, got.Verdict)
