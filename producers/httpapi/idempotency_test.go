@@ -1,0 +1,393 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"converge/internal/database"
+)
+
+func TestARetryGetsTheStoredAnswer(t *testing.T) {
+	pool := openPool(t, 4)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	first := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
+	if first.code != 201 || first.header.Get("Idempotency-Replayed") != "" {
+		t.Fatalf("%d %v %s", first.code, first.header, first.body)
+	}
+	// Bare and quoted are one key, and parameters of the media type do not count.
+	for _, headers := range [][]string{
+		{"Idempotency-Key", "k"},
+		{"Idempotency-Key", `"k"`},
+		{"Idempotency-Key", "  k "},
+		{"Idempotency-Key", "k", "Content-Type", "application/json; charset=utf-8"},
+	} {
+		again := w.do("POST", "/charges", `{"amount":5}`, headers...)
+		if again.code != 200 || again.body != first.body || again.header.Get("Idempotency-Replayed") != "true" {
+			t.Errorf("%q: %d %v %s", headers, again.code, again.header, again.body)
+		}
+		for _, name := range []string{"Location", "ETag", "Consistency-Token", "Content-Type"} {
+			if again.header.Get(name) != first.header.Get(name) || again.header.Get(name) == "" {
+				t.Errorf("%q: %s is %q, was %q", headers, name, again.header.Get(name), first.header.Get(name))
+			}
+		}
+		if again.header.Get("X-Request-Id") == first.header.Get("X-Request-Id") {
+			t.Error("two requests have one id")
+		}
+	}
+	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
+		t.Errorf("%d charges", n)
+	}
+	if fresh, replayed := w.keyMetric(keyFresh), w.keyMetric(keyReplayed); fresh != 1 || replayed != 4 {
+		t.Errorf("counted %v fresh, %v replayed", fresh, replayed)
+	}
+}
+
+// A 202 stays a 202, for it still says where to look.
+func TestAnAcceptedRequestIsAcceptedAgain(t *testing.T) {
+	pool := openPool(t, 2)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(context.Context, pgx.Tx, *http.Request, *Body) (Response, error) {
+		return JSON(http.StatusAccepted, "x", nil)
+	}))
+	for range 2 {
+		if a := w.do("POST", "/charges", `{}`, "Idempotency-Key", "k"); a.code != 202 || a.body != `"x"` {
+			t.Errorf("%d %s", a.code, a.body)
+		}
+	}
+}
+
+func TestAKeyBelongsToOneRequest(t *testing.T) {
+	pool := openPool(t, 4)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	w.api.Handle("POST /elsewhere", w.api.Idempotent(pool, "charge", charge))
+	w.api.Handle("PUT /charges", w.api.Idempotent(pool, "charge", charge))
+	w.api.Handle("POST /refunds", w.api.Idempotent(pool, "refund", charge))
+	first := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
+	for _, other := range []struct{ method, path, body string }{
+		{"POST", "/charges", `{"amount":6}`},
+		{"POST", "/charges", `{"amount":5 }`}, // it is the bytes that count
+		{"POST", "/charges", `{"amount":"nonsense"}`},
+		{"POST", "/elsewhere", `{"amount":5}`},
+		{"PUT", "/charges", `{"amount":5}`},
+	} {
+		w.do(other.method, other.path, other.body, "Idempotency-Key", "k").wants(t, KeyReused)
+	}
+	if again := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k"); again.body != first.body || again.code != 200 {
+		t.Errorf("the original was touched: %d %s", again.code, again.body)
+	}
+	if a := w.do("POST", "/refunds", `{"amount":7}`, "Idempotency-Key", "k"); a.code != 201 {
+		t.Errorf("another operation has keys of its own: %d %s", a.code, a.body)
+	}
+	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 2 {
+		t.Errorf("%d charges", n)
+	}
+}
+
+func TestKeysThatAreNone(t *testing.T) {
+	pool := openPool(t, 2)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	long := strings.Repeat("x", 256)
+	for name, step := range map[string]struct {
+		want    string
+		headers []string
+	}{
+		"none":              {KeyMissing, nil},
+		"blank":             {KeyMissing, []string{"Idempotency-Key", "  "}},
+		"empty string":      {KeyInvalid, []string{"Idempotency-Key", `""`}},
+		"open string":       {KeyInvalid, []string{"Idempotency-Key", `"k`}},
+		"one quote":         {KeyInvalid, []string{"Idempotency-Key", `"`}},
+		"two strings":       {KeyInvalid, []string{"Idempotency-Key", `"a""b"`}},
+		"bad escape":        {KeyInvalid, []string{"Idempotency-Key", `"a\b"`}},
+		"escape at the end": {KeyInvalid, []string{"Idempotency-Key", `"a\"`}},
+		"two lines":         {KeyInvalid, []string{"Idempotency-Key", "k", "Idempotency-Key", "k"}},
+		"too long":          {KeyInvalid, []string{"Idempotency-Key", long}},
+		"not ASCII":         {KeyInvalid, []string{"Idempotency-Key", "schlüssel"}},
+		"a tab":             {KeyInvalid, []string{"Idempotency-Key", "a\tb"}},
+	} {
+		t.Run(name, func(t *testing.T) { w.do("POST", "/charges", `{"amount":5}`, step.headers...).wants(t, step.want) })
+	}
+	for _, key := range []string{long[1:], `"a\"b\\c"`, "~!@#$%^&*()", "abc-123"} {
+		if a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", key); a.code != 201 {
+			t.Errorf("%s: %d %s", key, a.code, a.body)
+		}
+	}
+	if a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", `a"b\c`); a.header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("a bare key and its quoted form are two: %d %s", a.code, a.body)
+	}
+}
+
+// The storm: one key, 64 clients, more than the pool has connections.
+func TestSixtyFourClientsOnOneKeyMakeOneEffect(t *testing.T) {
+	pool := openPool(t, 8)
+	w := newWorld(t, Config{KeyWait: 10 * time.Second})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	var g errgroup.Group
+	answers := make([]answer, 64)
+	for i := range answers {
+		g.Go(func() (err error) {
+			answers[i], err = w.try("POST", "/charges", strings.NewReader(`{"amount":5}`), "Idempotency-Key", "k")
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	codes := map[int]int{}
+	for _, a := range answers {
+		codes[a.code]++
+		if a.body != answers[0].body {
+			t.Errorf("%s and %s", a.body, answers[0].body)
+		}
+	}
+	if diff := cmp.Diff(map[int]int{201: 1, 200: 63}, codes); diff != "" {
+		t.Error(diff)
+	}
+	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
+		t.Errorf("%d charges", n)
+	}
+}
+
+// Whatever ends a request without an answer of its own leaves nothing behind: no effect, no key.
+func TestARequestThatFailsDoesNotBurnItsKey(t *testing.T) {
+	pool := openPool(t, 4)
+	if _, err := pool.Exec(t.Context(), "INSERT INTO charges (amount, late) VALUES (1, 1)"); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, Config{})
+	var fault func(ctx context.Context, tx pgx.Tx) error
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+		response, err := charge(ctx, tx, r, body)
+		if err == nil && fault != nil {
+			err = fault(ctx, tx)
+		}
+		return response, err
+	}))
+	for name, step := range map[string]struct {
+		want  string
+		fault func(ctx context.Context, tx pgx.Tx) error
+	}{
+		"error":   {Internal, func(context.Context, pgx.Tx) error { return errors.New("secret") }},
+		"problem": {ValidationFailed, func(context.Context, pgx.Tx) error { return Fail(ValidationFailed, "") }},
+		"panic":   {Internal, func(context.Context, pgx.Tx) error { panic("secret") }},
+		"failed at COMMIT": {Internal, func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "INSERT INTO charges (amount, late) VALUES (2, 1)")
+			return err
+		}},
+		"error that was swallowed": {Internal, func(ctx context.Context, tx pgx.Tx) error {
+			_, _ = tx.Exec(ctx, "SELECT 1/0")
+			return nil
+		}},
+		"lost connection": {Unavailable503, func(ctx context.Context, tx pgx.Tx) error {
+			return errors.Join(terminate(ctx, tx.Conn()), tx.QueryRow(ctx, "SELECT 1").Scan(new(int)))
+		}},
+		"lost connection at COMMIT": {Unavailable503, func(ctx context.Context, tx pgx.Tx) error {
+			return tx.Conn().PgConn().Conn().Close()
+		}},
+		"lost race": {Unavailable503, func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, `DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$`)
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := count(t, pool, "SELECT count(*) FROM charges")
+			fault = step.fault
+			a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", name)
+			a.wants(t, step.want)
+			if strings.Contains(a.body, "secret") || strings.Contains(a.body, "SELECT") || strings.Contains(a.body, "charges_late") {
+				t.Errorf("the answer tells too much: %s", a.body)
+			}
+			if retry := a.header.Get("Retry-After"); (retry != "") != (step.want == Unavailable503) {
+				t.Errorf("Retry-After is %q", retry)
+			}
+			if n := count(t, pool, "SELECT count(*) FROM charges") - before; n != 0 {
+				t.Errorf("%d effects stayed", n)
+			}
+			fault = nil
+			if again := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", name); again.code != 201 {
+				t.Errorf("the key is burned: %d %s", again.code, again.body)
+			}
+		})
+	}
+	if fresh := w.keyMetric(keyFresh); fresh != 8 {
+		t.Errorf("counted %v fresh", fresh)
+	}
+}
+
+// terminate ends a connection from the server's side, as a failover does.
+func terminate(ctx context.Context, conn *pgx.Conn) error {
+	admin, err := pgx.Connect(ctx, conn.Config().ConnString())
+	if err != nil {
+		return err
+	}
+	defer admin.Close(ctx)
+	_, err = admin.Exec(ctx, "SELECT pg_terminate_backend($1)", conn.PgConn().PID())
+	return err
+}
+
+// A refusal for a reason of business is an answer like any other.
+func TestARefusalIsStoredWithWhatTheTransactionHolds(t *testing.T) {
+	pool := openPool(t, 2)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+		if _, err := charge(ctx, tx, r, body); err != nil {
+			return Response{}, err
+		}
+		return Refusal("payment-declined", "")
+	}))
+	for i := range 2 {
+		a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
+		a.wants(t, "payment-declined")
+		if a.header.Get("Content-Type") != "application/problem+json" || (a.header.Get("Idempotency-Replayed") == "true") != (i == 1) {
+			t.Errorf("%v", a.header)
+		}
+	}
+	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
+		t.Errorf("%d charges", n)
+	}
+}
+
+// gate is an effect that waits inside its transaction until it is let go.
+type gate struct {
+	entered, leave chan struct{}
+	once           sync.Once
+}
+
+func newGate() *gate { return &gate{entered: make(chan struct{}), leave: make(chan struct{})} }
+
+func (g *gate) open() { g.once.Do(func() { close(g.leave) }) }
+
+func (g *gate) effect(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+	response, err := charge(ctx, tx, r, body)
+	close(g.entered)
+	<-g.leave
+	return response, err
+}
+
+// What waits for the owner of its key is told to come back; what comes back gets the owner's answer.
+func TestARequestWhoseKeyIsInFlightIsToldToAskAgain(t *testing.T) {
+	pool := openPool(t, 4)
+	w := newWorld(t, Config{KeyWait: 20 * time.Millisecond})
+	g := newGate()
+	defer g.open()
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", g.effect))
+	var owner answer
+	var wait errgroup.Group
+	wait.Go(func() (err error) {
+		owner, err = w.try("POST", "/charges", strings.NewReader(`{"amount":5}`), "Idempotency-Key", "k")
+		return err
+	})
+	<-g.entered
+	for _, body := range []string{`{"amount":5}`, `{"amount":6}`} { // whose key it is, nobody knows yet
+		a := w.do("POST", "/charges", body, "Idempotency-Key", "k")
+		a.wants(t, KeyInFlight)
+		if a.header.Get("Retry-After") != "1" {
+			t.Errorf("%v", a.header)
+		}
+	}
+	g.open()
+	if err := wait.Wait(); err != nil || owner.code != 201 {
+		t.Fatalf("%v %d %s", err, owner.code, owner.body)
+	}
+	if a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k"); a.code != 200 || a.body != owner.body {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+	if n := w.keyMetric(keyInFlight); n != 2 {
+		t.Errorf("counted %v in flight", n)
+	}
+}
+
+// A client that gives up while its effect is under way finds the answer when it comes back.
+func TestAnEffectIsFinishedAlthoughItsClientLeft(t *testing.T) {
+	pool := openPool(t, 4)
+	w := newWorld(t, Config{KeyWait: 10 * time.Second})
+	g := newGate()
+	defer g.open()
+	left := make(chan struct{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+		response, err := g.effect(ctx, tx, r, body)
+		<-r.Context().Done() // the server has noticed
+		close(left)
+		return response, errors.Join(err, ctx.Err())
+	}))
+	ctx, leave := context.WithCancel(t.Context())
+	var wait errgroup.Group
+	wait.Go(func() error {
+		req, err := http.NewRequestWithContext(ctx, "POST", w.server.URL+"/charges", strings.NewReader(`{"amount":5}`))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Idempotency-Key", "k")
+		if res, err := http.DefaultClient.Do(req); err == nil {
+			res.Body.Close()
+			return errors.New("an answer came")
+		}
+		return nil
+	})
+	<-g.entered
+	leave()
+	if err := wait.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	g.open()
+	<-left
+	a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
+	if a.code != 200 || a.header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
+		t.Errorf("%d charges", n)
+	}
+}
+
+func TestWithoutADatabaseARequestIsToldToComeBack(t *testing.T) {
+	socket, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := socket.Addr().String()
+	socket.Close()
+	pool, err := database.Open(t.Context(), "postgres://"+nobody+"/x", "shop", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
+	a.wants(t, Unavailable503)
+	if a.header.Get("Retry-After") == "" {
+		t.Errorf("%v", a.header)
+	}
+}
+
+// What is wrong with a request is decided before its key is looked at, in the order that the contract
+// fixes: size, media type, key, JSON, then the rules.
+func TestRequestsAreRefusedInOrder(t *testing.T) {
+	pool := openPool(t, 2)
+	w := newWorld(t, Config{MaxBody: 100})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	huge := fmt.Sprintf(`{"amount":%s`, strings.Repeat("9", 100))
+	w.do("POST", "/charges", huge, "Content-Type", "text/plain").wants(t, PayloadTooLarge)
+	w.do("POST", "/charges", `{`, "Content-Type", "text/plain").wants(t, UnsupportedMedia)
+	w.do("POST", "/charges", `{`).wants(t, KeyMissing)
+	w.do("POST", "/charges", `{`, "Idempotency-Key", "k").wants(t, MalformedRequest)
+	w.do("POST", "/charges", `{}`, "Idempotency-Key", "k").wants(t, ValidationFailed)
+	if n := count(t, pool, "SELECT count(*) FROM idempotency_keys"); n != 0 {
+		t.Errorf("%d keys are taken", n)
+	}
+}
