@@ -31,12 +31,8 @@ func TestEachEventIsAppliedOnceHoweverOftenItIsDelivered(t *testing.T) {
 	if after := len(w.effects()); after != before {
 		t.Errorf("duplicates changed %d effects to %d", before, after)
 	}
-	if got := m.counted(t, "converge_consumer_events_total", "outcome", "applied"); got != 600 {
-		t.Errorf("%v events count as applied", got)
-	}
-	if got := m.counted(t, "converge_consumer_events_total", "outcome", "duplicate"); got != 200+120 {
-		t.Errorf("%v events count as duplicates", got)
-	}
+	m.counts(t, 600, "converge_consumer_events_total", "outcome", "applied")
+	m.counts(t, 200+120, "converge_consumer_events_total", "outcome", "duplicate")
 }
 
 // Another run of the group, from the first record on and without Kafka's memory: the inbox alone knows.
@@ -54,9 +50,7 @@ func TestAnEventThatIsReadAgainFromTheStartIsADuplicate(t *testing.T) {
 	again := w.start(w.config(tally{name: "b"}))
 	w.settled()
 	w.check(list, nil)
-	if got := again.counted(t, "converge_consumer_events_total", "outcome", "duplicate"); got != 100 {
-		t.Errorf("%v events count as duplicates", got)
-	}
+	again.counts(t, 100, "converge_consumer_events_total", "outcome", "duplicate")
 }
 
 func TestEventsOfOtherTypesArePassedOver(t *testing.T) {

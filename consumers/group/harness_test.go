@@ -428,6 +428,17 @@ func (m *member) counted(t testing.TB, name string, pairs ...string) (sum float6
 	return sum
 }
 
+// counts waits until the metric has the value: it is counted behind the commit.
+func (m *member) counts(t testing.TB, want float64, name string, pairs ...string) {
+	t.Helper()
+	eventually(t, "the count is right", func() error {
+		if got := m.counted(t, name, pairs...); got != want {
+			return fmt.Errorf("%s%v is %v, want %v", name, pairs, got, want)
+		}
+		return nil
+	})
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
