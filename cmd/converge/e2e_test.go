@@ -15,6 +15,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"converge/internal/kafkatest"
+	"converge/internal/process"
+	"converge/internal/sandbox"
 )
 
 // The end-to-end tests run the real binary, as its users do.
@@ -46,7 +50,7 @@ type running struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	output *lockedBuffer
-	done   chan struct{}
+	done   <-chan struct{}
 	base   string // http://host:port
 }
 
@@ -68,17 +72,24 @@ func (b *lockedBuffer) String() string {
 	return b.text.String()
 }
 
+// start runs converge with the arguments, and --http.
 func start(t *testing.T, http string, args ...string) *running {
 	t.Helper()
-	r := &running{t: t, output: &lockedBuffer{}, done: make(chan struct{}), base: "http://" + http}
-	r.cmd = exec.Command(binary(t), append(args, "--http", http)...)
+	return launch(t, http, nil, append(args, "--http", http)...)
+}
+
+// launch runs converge with the arguments and, beside the test's own, the environment. http is where it
+// will answer.
+func launch(t *testing.T, http string, environment []string, args ...string) *running {
+	t.Helper()
+	r := &running{t: t, output: &lockedBuffer{}, base: "http://" + http}
+	r.cmd = exec.Command(binary(t), args...)
 	r.cmd.Stdout, r.cmd.Stderr = r.output, r.output
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	r.cmd.Env = append(os.Environ(), "KAFKA_BROKERS=")
-	if err := r.cmd.Start(); err != nil {
+	r.cmd.Env = append(os.Environ(), environment...)
+	var err error
+	if r.done, err = process.StartChild(r.cmd); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = r.cmd.Wait(); close(r.done) }()
 	t.Cleanup(func() {
 		r.kill()
 		if t.Failed() {
@@ -221,9 +232,71 @@ func tail(text string, lines int) string {
 	return string(bytes.Join(all[max(0, len(all)-lines):], []byte("\n")))
 }
 
-// upArgs returns the arguments of an up that collides with nothing.
+// broker is a Kafka of the test's own, to take away and to bring back.
+type broker interface {
+	Brokers() string
+	Kill()    // at once, where it is a process of its own
+	Restart() // where it was, on the data that is there
+	Own() bool
+}
+
+// startKafka decides what the end-to-end tests run on: a real Kafka when it was asked for (make
+// test-kafka), otherwise the embedded one, in the test's own process.
+func startKafka(t *testing.T) broker {
+	t.Helper()
+	if kafkatest.Real() {
+		return kafkatest.Start(t)
+	}
+	k := &embeddedKafka{t: t, dir: t.TempDir(), addr: freeAddr(t)}
+	k.Restart()
+	t.Cleanup(k.Kill)
+	return k
+}
+
+type embeddedKafka struct {
+	*sandbox.Kafka
+	t         *testing.T
+	dir, addr string
+}
+
+func (k *embeddedKafka) Brokers() string { return k.addr }
+func (k *embeddedKafka) Kill()           { k.Close() }
+func (k *embeddedKafka) Own() bool       { return true }
+
+func (k *embeddedKafka) Restart() {
+	k.t.Helper()
+	var err error
+	if k.Kafka, err = sandbox.StartKafka(sandbox.KafkaConfig{Dir: k.dir, Addr: k.addr}); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// upArgs returns the arguments of an up that collides with nothing. Its Kafka, whose address is the fifth,
+// is a real one when that was asked for: one for all of a test.
 func upArgs(t *testing.T, dir string) []string {
-	return []string{"up", "--dir", dir, "--kafka", freeAddr(t), "--registry", freeAddr(t)}
+	t.Helper()
+	flag, addr := "--kafka", ""
+	if kafkatest.Real() {
+		flag, addr = "--brokers", kafkaOf(t)
+	} else {
+		addr = freeAddr(t)
+	}
+	return []string{"up", "--dir", dir, flag, addr, "--registry", freeAddr(t)}
+}
+
+var (
+	kafkasMu sync.Mutex
+	kafkas   = map[*testing.T]string{}
+)
+
+func kafkaOf(t *testing.T) string {
+	t.Helper()
+	kafkasMu.Lock()
+	defer kafkasMu.Unlock()
+	if kafkas[t] == "" {
+		kafkas[t] = startKafka(t).Brokers()
+	}
+	return kafkas[t]
 }
 
 func (r *running) order(key, method string, quantity int) string {

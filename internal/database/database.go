@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
 )
 
 // Module is what one service keeps in the database.
@@ -142,6 +143,11 @@ func Open(ctx context.Context, databaseURL, service string, maxConns int32) (*pg
 	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	cfg.MaxConns = maxConns
 	cfg.MaxConnIdleTime = 5 * time.Minute
+	// Else an array of uuid.UUID goes through the text of each.
+	cfg.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+		pgxuuid.Register(conn.TypeMap())
+		return nil
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening the pool of %s: %w", service, err)

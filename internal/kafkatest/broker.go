@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +17,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/internal/process"
 )
 
 // Real reports whether the tests were asked to run on a real Kafka.
@@ -31,8 +32,8 @@ type Broker struct {
 	own     bool
 
 	libs, dir string
-	cmd       *exec.Cmd     // nil: not running
-	done      chan struct{} // closed when the process has ended
+	cmd       *exec.Cmd       // nil: not running
+	done      <-chan struct{} // closed when the process has ended
 }
 
 // Start returns a broker of the test's own, or the cluster that KAFKA_BROKERS names. It skips the test
@@ -178,7 +179,7 @@ func (b *Broker) java(class string, args ...string) *exec.Cmd {
 	flags := []string{"-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 		"-cp", filepath.Join(b.libs, "*"), class}
 	cmd := exec.Command("java", append(flags, args...)...)
-	cmd.Dir, cmd.SysProcAttr = b.dir, attributes()
+	cmd.Dir = b.dir
 	return cmd
 }
 
@@ -196,18 +197,8 @@ func (b *Broker) run() error {
 	defer log.Close() // the broker has its own
 	cmd := b.java("kafka.Kafka", b.properties())
 	cmd.Stdout, cmd.Stderr = log, log
-	started, done := make(chan error), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the broker ends with the thread that started it
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-			close(done)
-		}
-	}()
-	if err := <-started; err != nil {
+	done, err := process.StartChild(cmd)
+	if err != nil {
 		return fmt.Errorf("starting Kafka: %w", err)
 	}
 	b.cmd, b.done = cmd, done

@@ -32,7 +32,7 @@ type Cmd struct {
 func (*Cmd) Help() string {
 	return `Latencies count from the moment an arrival was due, so a stalled server cannot hide
 (coordinated omission). Every accepted order is followed to COMPLETED or FAILED by looking
-at its status; such a time is at most 10 ms or a quarter too long.
+at its status; such a time is at most 20 ms or a quarter too long.
 Exit code 1 when a promise broke: an accepted order was lost or did not end, one key made
 two orders, a declined payment completed an order; or when nothing was accepted.`
 }

@@ -284,10 +284,10 @@ func (r *runner) do(req *http.Request) (status int, header http.Header, body []b
 
 const (
 	pollsAtOnce = 64
-	// firstPoll and pollShare set the resolution of times to the end: a look comes 10 ms, or a quarter
+	// firstPoll and pollShare set the resolution of times to the end: a look comes 20 ms, or a quarter
 	// of the time that has passed, after the last. So a measured time is never too short, and too long
-	// by at most 10 ms or a quarter.
-	firstPoll = 10 * time.Millisecond
+	// by at most 20 ms or a quarter.
+	firstPoll = 20 * time.Millisecond
 	pollShare = 4
 	slowPoll  = 2 * time.Second
 )

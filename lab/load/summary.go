@@ -176,7 +176,7 @@ func (s *Summary) Text(w io.Writer) {
 	s.Reply.row(table, "reply")
 	s.End.row(table, s.endName())
 	table.Flush()
-	fmt.Fprintf(w, "times to the end are at most 10 ms or a quarter too long, never too short\n")
+	fmt.Fprintf(w, "times to the end are at most 20 ms or a quarter too long, never too short\n")
 	if s.Behind > 20*time.Millisecond {
 		fmt.Fprintf(w, "the generator itself was up to %s late: its machine is busy, or too many requests were in flight\n", round(s.Behind))
 	}

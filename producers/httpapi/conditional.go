@@ -49,8 +49,12 @@ func (p Precondition) Holds(version int64) bool {
 	return version != 0 && (p.any || p.Names(version))
 }
 
-// Names reports whether If-Match names exactly the version.
+// Names reports whether If-Match names exactly the version; it never does together with If-None-Match: *,
+// which no version can satisfy as well.
 func (p Precondition) Names(version int64) bool {
+	if p.create {
+		return false
+	}
 	for _, tag := range p.tags {
 		if tag == ETag(version) {
 			return true
