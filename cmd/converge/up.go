@@ -37,6 +37,12 @@ const (
 // startTime bounds the wait for a database that was given; an own one says itself when it fails.
 const startTime = 20 * time.Second
 
+// How long an own server that ended, and does not start, is left alone.
+const (
+	restartRest        = time.Second
+	longestRestartRest = 30 * time.Second
+)
+
 func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) error {
 	at := listener{HTTP: c.HTTP, AllowRemote: c.AllowRemote}
 	if err := at.check(); err != nil {
@@ -124,7 +130,7 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 		return fmt.Errorf("%w (database %s)", err, database.Redact(e.Database))
 	}
 	if e.postgres != nil {
-		n.group.Add("postgres", func(ctx context.Context) error { return watchPostgres(ctx, e.postgres) })
+		n.group.Add("postgres", func(ctx context.Context) error { return e.keepPostgres(ctx, n.log) })
 	}
 	n.group.Add("registry", e.registry.Serve)
 	r, err := n.addRelay(relay.Config{DatabaseURL: e.Database, Brokers: e.Brokers, Tables: outboxTables(), OnMissingSlot: relay.CreateMissingSlot})
@@ -143,13 +149,30 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 	return nil
 }
 
-// watchPostgres returns when ctx ends, or with an error when the server ends before that.
-func watchPostgres(ctx context.Context, p *sandbox.Postgres) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-p.Done():
-		return fmt.Errorf("the server ended; its log is in %s: converge up starts it again", p.Dir)
+// keepPostgres starts the own server again whenever it ends, at the same address, until ctx ends. What
+// leans on it is not ready meanwhile, and resumes by itself.
+func (e *engines) keepPostgres(ctx context.Context, log *slog.Logger) error {
+	rest := restartRest
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.postgres.Done():
+		}
+		log.Warn("PostgreSQL ended; starting it again", "directory", e.postgres.Dir)
+		again, err := sandbox.StartPostgres(ctx, sandbox.PostgresConfig{Dir: e.postgres.Dir, Port: e.postgres.Port()})
+		if err == nil {
+			log.Info("PostgreSQL answers again")
+			e.postgres, rest = again, restartRest
+			continue
+		}
+		log.Error("PostgreSQL does not start", "error", err, "again_in", rest)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(rest):
+		}
+		rest = min(2*rest, longestRestartRest)
 	}
 }
 

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -230,4 +233,35 @@ func TestEndToEndTroubleAtStartIsOneLineWithTheFix(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestEndToEndPostgresThatDiesUnderUpIsStartedAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	up := start(t, freeAddr(t), upArgs(t, dir)...).ready()
+	before := up.order("before", "card-ok", 1)
+	up.ends(before, "COMPLETED")
+
+	text, err := os.ReadFile(filepath.Join(dir, "postgres", "data", "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.SplitN(string(text), "\n", 2)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 60*time.Second, func() error {
+		if !strings.Contains(up.output.String(), "PostgreSQL answers again") {
+			return errors.New("the server is not back")
+		}
+		return wants(http.StatusOK, up.get("/readyz"))
+	})
+	up.ends(up.order("after", "card-ok", 1), "COMPLETED")
+	up.ends(before, "COMPLETED")
+	if code := up.interrupt(); code != process.ExitOK {
+		t.Errorf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
+	}
+	noProcessUses(t, dir)
 }
