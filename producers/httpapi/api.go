@@ -107,21 +107,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	recorder.Header().Set("X-Content-Type-Options", "nosniff")
 	r = r.WithContext(withRequest(r, id))
 	handler, pattern := a.mux.Handler(r)
-	defer func() {
-		if p := recover(); p != nil {
-			if p == http.ErrAbortHandler {
-				panic(p)
-			}
-			a.cfg.Logger.Error("request panicked", "request_id", id, "route", pattern, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			if recorder.status != 0 {
-				panic(http.ErrAbortHandler) // half an answer must not look whole
-			}
-			Fail(Internal, "").write(recorder)
-		}
-		a.metrics.observe(r.Method, pattern, recorder.code(), time.Since(began))
-		a.cfg.Logger.Debug("request", "request_id", id, "method", r.Method, "route", pattern, "status", recorder.code(),
-			"duration", time.Since(began))
-	}()
+	defer func() { a.finish(recorder, r, pattern, began, recover()) }()
+	if r.ContentLength != 0 {
+		// Before it answers, net/http reads what is left of a body, also of one that no handler wants.
+		_ = http.NewResponseController(w).SetReadDeadline(began.Add(a.cfg.BodyTime)) // a writer without a connection has none
+	}
 	if refusal := a.refuse(r); refusal != nil {
 		refusal.write(recorder)
 		return
@@ -138,6 +128,24 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.mux.ServeHTTP(recorder, r)
+}
+
+// finish counts and logs a request. What it panicked with becomes its answer, if that has not begun; half an
+// answer, and none for a client that left, break the connection, for they must not look whole.
+func (a *API) finish(w *recorder, r *http.Request, pattern string, began time.Time, panicked any) {
+	id := requestID(r.Context())
+	if panicked != nil && panicked != http.ErrAbortHandler {
+		a.cfg.Logger.Error("request panicked", "request_id", id, "route", pattern, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
+		if w.status == 0 {
+			Fail(Internal, "").write(w)
+			panicked = nil
+		}
+	}
+	a.metrics.observe(r.Method, pattern, w.code(), time.Since(began))
+	a.cfg.Logger.Debug("request", "request_id", id, "method", r.Method, "route", pattern, "status", w.code(), "duration", time.Since(began))
+	if panicked != nil || w.status == clientLeft {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // refuse returns why a request is not looked at.

@@ -30,10 +30,7 @@ func (a *API) ReadBody(w http.ResponseWriter, r *http.Request) (*Body, error) {
 }
 
 func (a *API) readRaw(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(a.cfg.BodyTime)) // a writer without a connection has no deadline
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.cfg.MaxBody))
-	_ = control.SetReadDeadline(time.Time{})
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -43,6 +40,8 @@ func (a *API) readRaw(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, Fail(MalformedRequest, "the body ended early")
 	}
+	// It is here: from now on the connection may be silent. After an error the deadline stays, for the rest.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return raw, nil
 }
 

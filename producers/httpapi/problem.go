@@ -138,7 +138,13 @@ func (e *Error) hangUp() *Error {
 	return e
 }
 
+// ofAnAnswer is what a handler may have said of the answer that the problem takes the place of.
+var ofAnAnswer = []string{"Content-Encoding", "Content-Length", "ETag", "Last-Modified", "Location"}
+
 func (e *Error) write(w http.ResponseWriter) {
+	for _, name := range ofAnAnswer {
+		w.Header().Del(name)
+	}
 	for name, values := range e.Header {
 		w.Header()[name] = values
 	}
