@@ -299,3 +299,35 @@ func TestOneRefusedEventOfABatchLeavesTheOthersApplied(t *testing.T) {
 	w.settled()
 	w.check(list, map[uuid.UUID]bool{list[120].id: true})
 }
+
+// The partition of the retry topic is paused until the call is due. What resumes it must not then wait for
+// a fetch that is under way for other partitions.
+func TestARetryOnAnIdleTopicIsNotLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.relay()
+	f := newFact("k", 0, eachKind, 0)
+	w.produce(f)
+	var mu sync.Mutex
+	var tries []time.Time // each is two calls: in the batch, and alone
+	cfg := w.config(tally{"a", func(_ context.Context, e *event.Event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		tries = append(tries, time.Now())
+		if e.Attempt < 3 {
+			return event.RetryAfter(errors.New("busy"), 100*time.Millisecond)
+		}
+		return nil
+	}})
+	cfg.Client = nil
+	w.start(cfg)
+	w.settled()
+	w.check([]fact{f}, nil)
+	quickest := patience
+	for i := 2; i < len(tries); i += 2 {
+		quickest = min(quickest, tries[i].Sub(tries[i-1]))
+	}
+	if len(tries) != 7 || quickest < 100*time.Millisecond || quickest > time.Second {
+		t.Errorf("%d tries, the quickest retry after %v", len(tries), quickest)
+	}
+}

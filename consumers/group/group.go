@@ -124,7 +124,9 @@ func (g *Group) options() []kgo.Opt {
 		kgo.RebalanceTimeout(rebalanceTime),
 		kgo.FetchMaxBytes(g.cfg.MaxBytes),
 		kgo.FetchMaxPartitionBytes(g.cfg.MaxBytes / 2),
-		kgo.FetchMaxWait(2 * time.Second),
+		// A fetch that is under way does not ask for a partition that is resumed meanwhile, and later ones
+		// queue up behind it: so long, at worst, is a retry late.
+		kgo.FetchMaxWait(250 * time.Millisecond),
 		kgo.MetadataMaxAge(time.Minute),
 		// Below the log's start there is nothing else to read; beyond its end a person must decide, and
 		// adjust has looked.

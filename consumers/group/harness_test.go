@@ -362,7 +362,7 @@ type member struct {
 
 func (w *world) config(s tally) group.Config {
 	return group.Config{Name: service, Brokers: w.kafka.ListenAddrs(), Topics: []string{topic}, Pool: w.pool,
-		Handler: s.handler(), Retry: quick, Logger: logger(w.t)}
+		Handler: s.handler(), Retry: quick, Logger: logger(w.t), Client: []kgo.Opt{kgo.FetchMaxWait(20 * time.Millisecond)}}
 }
 
 // start runs a member until the test ends.
