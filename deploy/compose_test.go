@@ -1,5 +1,6 @@
 // Package deploy holds no code: its tests keep docker-compose.yml and what it mounts in step with the
-// product. They parse and check; they start no container.
+// product. They parse and check; they start no container. That converge understands the file's commands is
+// tested where the command line is, in cmd/converge.
 package deploy
 
 import (
@@ -18,32 +19,7 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/types"
-
-	"converge/schemas"
 )
-
-// grammar is the part of the command line that the compose file uses: the flags of each command, true
-// when the flag takes a value. Every flag has an environment twin.
-var grammar = map[string]map[string]bool{
-	"migrate": {"database": true, "brokers": true},
-	"relay": {"database": true, "brokers": true, "http": true, "allow-remote": false, "table": true, "slot": true,
-		"publication": true, "on-missing-slot": true},
-	"console": {"database": true, "brokers": true, "http": true, "allow-remote": false},
-	"serve": {"database": true, "brokers": true, "http": true, "allow-remote": false, "registry": true, "format": true,
-		"order-deadline": true},
-}
-
-// services are those of the topology.
-func services() []string {
-	names := map[string]bool{}
-	for _, r := range schemas.Routes() {
-		names[r.Emitter] = true
-		for _, reader := range r.Readers {
-			names[reader] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(names))
-}
 
 func load(text string) (*types.Project, error) {
 	return loader.LoadWithContext(context.Background(), types.ConfigDetails{
@@ -56,7 +32,6 @@ func load(text string) (*types.Project, error) {
 // faults returns what is wrong with the project, in words.
 func faults(p *types.Project) []string {
 	var found []string
-	served := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
 		s := p.Services[name]
 		say := func(format string, args ...any) {
@@ -71,19 +46,8 @@ func faults(p *types.Project) []string {
 		if s.Build == nil {
 			continue
 		}
-		for _, what := range checkCommand(s, say) {
-			served[what] = true
-			if what != name {
-				say("it serves %s: a container is named after what it runs", what)
-			}
-		}
 		if s.User == "" || strings.HasPrefix(s.User, "0") || strings.HasPrefix(s.User, "root") {
 			say("it runs as root")
-		}
-	}
-	for _, name := range services() {
-		if !served[name] {
-			found = append(found, name+": the topology has it and no container serves it")
 		}
 	}
 	return found
@@ -143,74 +107,6 @@ func checkDependency(p *types.Project, dependency, condition string, say func(st
 	}
 }
 
-// checkCommand holds the command and the environment against the grammar, and returns the services that
-// the command serves.
-func checkCommand(s types.ServiceConfig, say func(string, ...any)) (serves []string) {
-	if len(s.Command) == 0 {
-		say("it has no command")
-		return nil
-	}
-	command := s.Command[0]
-	flags, ok := grammar[command]
-	if !ok {
-		say("converge has no command %q", command)
-		return nil
-	}
-	given := map[string]string{}
-	for i := 1; i < len(s.Command); i++ {
-		flag, isFlag := strings.CutPrefix(s.Command[i], "--")
-		flag, value, joined := strings.Cut(flag, "=")
-		takesValue, known := flags[flag]
-		switch {
-		case !isFlag && command == "serve":
-			serves = append(serves, s.Command[i])
-			continue
-		case !isFlag:
-			say("converge %s takes no argument %q", command, s.Command[i])
-			continue
-		case !known:
-			say("converge %s has no flag --%s", command, flag)
-			continue
-		case takesValue && !joined && i+1 < len(s.Command):
-			i++
-			value = s.Command[i]
-		}
-		given[flag] = value
-	}
-	checkEnvironment(s, command, given, say)
-	host, _, err := net.SplitHostPort(given["http"])
-	_, remote := given["allow-remote"]
-	if ip := net.ParseIP(host); err == nil && !ip.IsLoopback() && !remote {
-		say("it listens on %s without --allow-remote", host)
-	}
-	return serves
-}
-
-func checkEnvironment(s types.ServiceConfig, command string, given map[string]string, say func(string, ...any)) {
-	known := map[string]bool{}
-	for _, flags := range grammar {
-		for flag := range flags {
-			known["CONVERGE_"+strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))] = true
-		}
-	}
-	for variable := range s.Environment {
-		if strings.HasPrefix(variable, "CONVERGE_") && !known[variable] {
-			say("no flag knows the variable %s", variable)
-		}
-	}
-	needed := []string{"database", "brokers"}
-	if command == "serve" && given["format"] != "json" {
-		needed = append(needed, "registry")
-	}
-	for _, flag := range needed {
-		_, byFlag := given[flag]
-		_, byVariable := s.Environment["CONVERGE_"+strings.ToUpper(flag)]
-		if !byFlag && !byVariable {
-			say("converge %s is not told --%s", command, flag)
-		}
-	}
-}
-
 func composeText(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../docker-compose.yml")
@@ -234,17 +130,8 @@ func TestTheComposeFileRunsTheTopology(t *testing.T) {
 func TestPlantedFaultsInTheComposeFileAreReported(t *testing.T) {
 	text := composeText(t)
 	for wanted, change := range map[string][2]string{
-		"has no flag --slots":                 {"--on-missing-slot, create", "--slots, create"},
-		"no command \"server\"":               {"[serve, billing", "[server, billing"},
-		"no container serves it":              {"[serve, billing", "[serve, orders"},
-		"named after what it runs":            {"[serve, billing", "[serve, orders"},
-		"takes no argument":                   {"[migrate]", "[migrate, now]"},
 		"is not pinned":                       {"postgres:18.6-trixie", "postgres:latest"},
 		"published beyond loopback":           {`"127.0.0.1:15432:5432"`, `"15432:5432"`},
-		"without --allow-remote":              {`"0.0.0.0:8080", --allow-remote, --on`, `"0.0.0.0:8080", --on`},
-		"knows the variable CONVERGE_BROKER":  {"CONVERGE_BROKERS:", "CONVERGE_BROKER:"},
-		"is not told --brokers":               {"CONVERGE_BROKERS:", "CONVERGE_BROKER:"},
-		"is not told --registry":              {"CONVERGE_REGISTRY:", "REGISTRY:"},
 		"has no health check":                 {"[CMD, pg_isready, -q, -h, 127.0.0.1, -U, converge, -d, converge]", "[NONE]"},
 		"which is restarted forever":          {"restart: on-failure", "restart: always"},
 		"it runs as root":                     {`user: "65532:65532"`, `user: "0:0"`},
