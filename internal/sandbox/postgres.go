@@ -125,12 +125,25 @@ func (p *Postgres) initdb(ctx context.Context, acct account, volatile bool) erro
 	cmd := exec.CommandContext(ctx, filepath.Join(p.Bin, "initdb"), args...)
 	cmd.SysProcAttr = acct.attributes()
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb in %s: %w\n%s", p.Dir, err, bytes.TrimSpace(out))
+		return fmt.Errorf("preparing %s with initdb: %s (%w)", p.Dir, cause(out), err)
 	}
 	if err := os.Rename(fresh, p.data()); err != nil {
 		return fmt.Errorf("putting the new data directory in place: %w", err)
 	}
 	return nil
+}
+
+// cause returns the line in which a program of PostgreSQL's says why it ended.
+func cause(output []byte) []byte {
+	lines := bytes.Split(bytes.TrimSpace(output), []byte("\n"))
+	for _, mark := range []string{"FATAL:", "PANIC:", "error:", "ERROR:"} {
+		for _, line := range lines {
+			if _, text, found := bytes.Cut(line, []byte(mark)); found {
+				return bytes.TrimSpace(text)
+			}
+		}
+	}
+	return lines[len(lines)-1]
 }
 
 func (p *Postgres) start(acct account, volatile bool) error {
@@ -186,11 +199,11 @@ func (p *Postgres) await(ctx context.Context) error {
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("PostgreSQL ended at its start (%w); its log, %s, ends with:\n%s", p.err, p.logFile(), p.logTail())
+			return fmt.Errorf("PostgreSQL ended at its start: %s (%w); its log is %s", cause(p.logTail()), p.err, p.logFile())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-limit.C:
-			return fmt.Errorf("PostgreSQL does not answer: %w; its log, %s, ends with:\n%s", err, p.logFile(), p.logTail())
+			return fmt.Errorf("PostgreSQL does not answer: %w; its log is %s", err, p.logFile())
 		case <-tick.C:
 		}
 	}
