@@ -88,9 +88,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return process.ExitOK
 }
 
-// report prints an error that carries a message and returns the code that it asks for.
+// report prints an error that carries a message, on one line, and returns the code that it asks for.
 func report(err error, stderr io.Writer) int {
-	if text := err.Error(); text != "" {
+	if text := strings.ReplaceAll(err.Error(), "\n", "; "); text != "" {
 		fmt.Fprintln(stderr, "converge:", text)
 	}
 	var coded interface{ ExitCode() int }
