@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"converge/consumers/event"
 	"converge/producers/httpapi"
 	"converge/producers/outbox"
 	"converge/schemas"
@@ -161,11 +162,16 @@ func (s *Service) put(api *httpapi.API, w http.ResponseWriter, r *http.Request) 
 	// A change that has begun is finished, also when the client leaves: its retry finds the outcome.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTime)
 	defer cancel()
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		var err error
-		changed, err = s.change(ctx, tx, userID, c, condition)
-		return err
-	})
+	for range tries {
+		err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			var err error
+			changed, err = s.change(ctx, tx, userID, c, condition)
+			return err
+		})
+		if err == nil || event.Classify(err) != event.ClassContention {
+			break
+		}
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.ConstraintName == "profiles_email_key" {
 		return httpapi.Fail(httpapi.Conflict, "another profile has this e-mail address")
@@ -176,7 +182,12 @@ func (s *Service) put(api *httpapi.API, w http.ResponseWriter, r *http.Request) 
 	return respond(w, status, changed)
 }
 
-const changeTime = 10 * time.Second
+const (
+	changeTime = 10 * time.Second
+	// tries is how often a change is begun that loses to another: two profiles that swap their addresses at
+	// the same time deadlock.
+	tries = 3
+)
 
 const (
 	insertSQL = `
@@ -203,7 +214,11 @@ func (s *Service) change(ctx context.Context, tx pgx.Tx, userID string, c conten
 			return profile{}, fmt.Errorf("creating a profile: %w", err)
 		}
 		if tag.RowsAffected() == 0 {
-			return profile{}, httpapi.Fail(httpapi.PreconditionFailed, "the profile exists")
+			current, err := find(ctx, tx, selectSQL, userID)
+			if err != nil {
+				return profile{}, err
+			}
+			return profile{}, stale(current.Version)
 		}
 		return changed, s.announce(ctx, tx, changed)
 	}
@@ -215,13 +230,23 @@ func (s *Service) change(ctx context.Context, tx pgx.Tx, userID string, c conten
 		if current.Version > 1 && condition.Names(current.Version-1) && current.content() == c {
 			return current, nil
 		}
-		return profile{}, httpapi.Fail(httpapi.PreconditionFailed, "")
+		return profile{}, stale(current.Version)
 	}
 	if _, err := tx.Exec(ctx, updateSQL, userID, c.email, c.displayName, c.address, c.marketingOptIn, now); err != nil {
 		return profile{}, fmt.Errorf("changing a profile: %w", err)
 	}
 	changed.Version = current.Version + 1
 	return changed, s.announce(ctx, tx, changed)
+}
+
+// stale is the refusal of a change from a version that is not there. Its ETag is of the one that is, if any.
+func stale(version int64) error {
+	e := httpapi.Fail(httpapi.PreconditionFailed, "")
+	if version > 0 {
+		e.Header = http.Header{}
+		e.Header.Set("ETag", httpapi.ETag(version))
+	}
+	return e
 }
 
 func (s *Service) announce(ctx context.Context, tx pgx.Tx, p profile) error {
