@@ -117,7 +117,8 @@ func Classify(err error) Class {
 
 // classifySQLState follows appendix A of the PostgreSQL manual: class 08 connection exceptions, 53
 // insufficient resources, 57P operator intervention, 25006 read only (a demoted primary), 57014
-// statement timeout; 40001, 40P01 and 55P03 are lost races.
+// statement timeout; 40001, 40P01 and 55P03 are lost races; 22 is data that does not fit its type (a NUL
+// in a text, a number out of range), today and tomorrow.
 func classifySQLState(code string) Class {
 	switch code {
 	case "40001", "40P01", "55P03":
@@ -128,6 +129,9 @@ func classifySQLState(code string) Class {
 	if strings.HasPrefix(code, "08") || strings.HasPrefix(code, "53") || strings.HasPrefix(code, "57P") ||
 		strings.HasPrefix(code, "58") || strings.HasPrefix(code, "XX") {
 		return ClassInfrastructure
+	}
+	if strings.HasPrefix(code, "22") {
+		return ClassPermanent
 	}
 	return ClassRetriable
 }

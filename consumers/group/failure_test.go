@@ -176,10 +176,12 @@ func TestRubbishIsADeadLetterAndThePartitionGoesOn(t *testing.T) {
 		typed("z", eachKind, kgo.RecordHeader{Key: "occurred_at", Value: []byte("0000-01-01T00:00:00Z")}),
 		typed("u", eachKind, kgo.RecordHeader{Key: "event_id", Value: []byte("ffffffff-ffff-7fff-bfff-ffffffffffff")}),
 		{Topic: topic, Value: []byte("from the far future"), Timestamp: time.UnixMilli(1 << 62)},
-		{Topic: topic, Value: []byte("from before PostgreSQL's time"), Timestamp: time.UnixMilli(-3e15)},
+		{Topic: topic, Value: []byte("from before PostgreSQL's time"), Timestamp: time.UnixMilli(-3e14)},
 	}
 	w.produce(good[:2]...)
-	w.produceRecords(rubbish...)
+	for _, r := range rubbish {
+		w.produceRecords(r) // each a batch, whose timestamps count from its first record's
+	}
 	w.produce(good[2:]...)
 	w.start(w.config(tally{name: "a"}))
 	w.settled()
@@ -329,5 +331,21 @@ func TestARetryOnAnIdleTopicIsNotLate(t *testing.T) {
 	}
 	if len(tries) != 7 || quickest < 100*time.Millisecond || quickest > time.Second {
 		t.Errorf("%d tries, the quickest retry after %v", len(tries), quickest)
+	}
+}
+
+// PostgreSQL refuses a NUL in a text with SQLSTATE 22021, in whatever statement of the handler's: that is
+// the event's trouble for good, and not the database's.
+func TestDataThatTheDatabaseCannotHoldIsADeadLetter(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.relay()
+	list := []fact{newFact("a", 0, eachKind, 0), newFact("nul\x00", 0, eachKind, 0), newFact("nul\x00", 1, batchKind, 0), newFact("a", 1, batchKind, 0)}
+	w.produce(list...)
+	w.start(w.config(tally{name: "a"}))
+	w.settled()
+	w.check(list, map[uuid.UUID]bool{list[1].id: true, list[2].id: true})
+	if letters := w.letters(); letters[list[1].id] != "permanent" || letters[list[2].id] != "permanent" {
+		t.Errorf("dead letters: %v", letters)
 	}
 }
