@@ -31,6 +31,8 @@ type Group struct {
 
 	// reason is why the group is not ready; nil when it is.
 	reason atomic.Pointer[string]
+	// outside says that Kafka does not count this member in, though it was asked to.
+	outside atomic.Bool
 
 	mu     sync.Mutex
 	owned  map[partition]position
@@ -119,6 +121,7 @@ func (g *Group) options() []kgo.Opt {
 		kgo.OnPartitionsAssigned(g.assigned),
 		kgo.OnPartitionsRevoked(g.revoked),
 		kgo.OnPartitionsLost(g.lost),
+		kgo.WithHooks(membership{g}),
 		kgo.SessionTimeout(10 * time.Second),
 		kgo.HeartbeatInterval(2 * time.Second),
 		kgo.RebalanceTimeout(rebalanceTime),
@@ -139,6 +142,21 @@ func (g *Group) options() []kgo.Opt {
 func (g *Group) assigned(context.Context, *kgo.Client, map[string][]int32) {
 	g.metrics.rebalances.Inc()
 	g.reason.Store(nil)
+	if g.outside.Swap(false) {
+		g.cfg.Logger.Info("consumer has joined its group again", "group", g.cfg.Name)
+	}
+}
+
+// membership hears why the group was left against its will: Kafka does not answer, or counts this member
+// out. The client calls it in turn with the callbacks above, so that the assignment that mends it comes
+// later.
+type membership struct{ *Group }
+
+func (m membership) OnGroupManageError(err error) {
+	m.notReady("waits for Kafka: " + err.Error())
+	if !m.outside.Swap(true) {
+		m.cfg.Logger.Warn("consumer waits for Kafka: it is not in its group", "group", m.cfg.Name, "error", err)
+	}
 }
 
 func (g *Group) revoked(ctx context.Context, _ *kgo.Client, gone map[string][]int32) {
@@ -209,8 +227,9 @@ func (g *Group) reportFetchErrors(fetches kgo.Fetches) {
 			continue
 		}
 		var unreachable *kgo.ErrFirstReadEOF
+		var left *kgo.ErrGroupSession // membership has heard
 		level := g.cfg.Logger.Warn
-		if errors.As(e.Err, &unreachable) || kerr.IsRetriable(e.Err) {
+		if errors.As(e.Err, &unreachable) || errors.As(e.Err, &left) || kerr.IsRetriable(e.Err) {
 			level = g.cfg.Logger.Debug // the client tries again by itself
 		}
 		level("fetching records", "group", g.cfg.Name, "topic", e.Topic, "partition", e.Partition, "error", e.Err)

@@ -1,0 +1,233 @@
+package group_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"converge/consumers/event"
+)
+
+// away is an error of what everything leans on.
+type away struct{}
+
+func (away) Error() string        { return "the registry is away" }
+func (away) Infrastructure() bool { return true }
+
+// nothingCounted demands that no event was blamed.
+func (w *world) nothingCounted() {
+	w.t.Helper()
+	if n := ask[int](w, "SELECT (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM held_keys) + (SELECT count(*) FROM held_events) + (SELECT count(*) FROM outbox)"); n != 0 {
+		w.t.Errorf("%d rows blame an event", n)
+	}
+}
+
+func TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	list := facts(80, 4, 2)
+	var out atomic.Bool
+	var refused atomic.Int64
+	out.Store(true)
+	w.produce(list...)
+	m := w.start(w.config(tally{"a", func(_ context.Context, e *event.Event) error {
+		if e.Attempt != 0 {
+			t.Errorf("attempt %d", e.Attempt)
+		}
+		if out.Load() {
+			refused.Add(1)
+			return fmt.Errorf("decoding: %w", away{})
+		}
+		return nil
+	}}))
+	eventually(t, "the group tries again and again, past the ladder's end", func() error {
+		if n := refused.Load(); n < 2*int64(quick.MaxAttempts)+2 {
+			return fmt.Errorf("%d tries", n)
+		}
+		return nil
+	})
+	if m.Ready() == nil {
+		t.Error("a group that waits is ready")
+	}
+	w.nothingCounted()
+	if n := len(w.effects()); n != 0 || w.stored(0) != 0 || w.stored(1) != 0 {
+		t.Errorf("%d effects, stored %d and %d", n, w.stored(0), w.stored(1))
+	}
+	out.Store(false)
+	w.settled()
+	w.check(list, nil)
+	w.nothingCounted()
+	eventually(t, "the group is ready again", m.Ready)
+}
+
+// The head of a held key meets the outage: the ladder's memory must not move either.
+func TestAnOutageCountsNoAttemptOfAWaitingEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.relay()
+	list := facts(10, 1, 1)
+	var tries, outages atomic.Int64
+	w.produce(list...)
+	w.start(w.config(tally{"a", func(_ context.Context, e *event.Event) error {
+		if e.ID != list[0].id {
+			return nil
+		}
+		tries.Add(1)
+		switch {
+		case e.Attempt == 0:
+			return errors.New("no stock")
+		case outages.Add(1) < 6:
+			return away{}
+		case e.Attempt != 1:
+			t.Errorf("the outage counted: attempt %d", e.Attempt)
+		}
+		return nil
+	}}))
+	w.settled()
+	w.check(list, nil)
+	if letters := w.letters(); len(letters) != 0 || outages.Load() < 6 {
+		t.Errorf("letters %v, %d tries in the outage", letters, outages.Load())
+	}
+}
+
+func TestATerminatedBackendPausesAndBlamesNoEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	list := facts(300, 6, 2)
+	cfg := w.config(tally{})
+	cfg.Pool = w.openPool(w.url)
+	killed := make(chan struct{})
+	var calls atomic.Int64
+	cfg.Handler = tally{"a", func(ctx context.Context, _ *event.Event) error {
+		// Three times the handler's own transaction is in the backend that dies.
+		if n := calls.Add(1); n == 20 || n == 90 || n == 250 {
+			if _, err := w.pool.Exec(ctx, `
+SELECT pg_terminate_backend(pid)
+FROM pg_stat_activity
+WHERE datname = current_database() AND state = 'idle in transaction'`); err != nil {
+				t.Errorf("terminating: %v", err)
+			}
+			if n == 250 {
+				close(killed)
+			}
+		}
+		return nil
+	}}.handler()
+	cfg.MaxEvents = 40
+	w.produce(list...)
+	w.start(cfg)
+	closed(t, "the backends are terminated", killed)
+	w.settled()
+	w.check(list, nil)
+	w.nothingCounted()
+}
+
+func TestADatabaseThatRefusesConnectionsPausesAndBlamesNoEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	list := facts(200, 4, 2)
+	proxy, url := through(t, w.url)
+	cfg := w.config(tally{name: "a"})
+	cfg.Pool = w.openPool(url)
+	m := w.start(cfg)
+	w.produce(list[:100]...)
+	w.settled()
+	proxy.close()
+	w.produce(list[100:]...)
+	eventually(t, "the group says that it waits", func() error {
+		if m.Ready() == nil {
+			return errors.New("it is ready")
+		}
+		return nil
+	})
+	w.nothingCounted()
+	if n := len(w.effects()); n != 100 {
+		t.Errorf("%d effects", n)
+	}
+	proxy.open()
+	w.settled()
+	w.check(list, nil)
+	w.nothingCounted()
+	eventually(t, "the group is ready again", m.Ready)
+}
+
+// A member that is assigned partitions while the database is away cannot know where to read from.
+func TestAMemberThatStartsInAnOutageWaitsForItsOffsets(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	list := facts(20, 2, 1)
+	w.produce(list[:10]...)
+	first := w.start(w.config(tally{name: "a"}))
+	w.settled()
+	must(t, first.stop())
+	w.produce(list[10:]...)
+	proxy, url := through(t, w.url)
+	proxy.close()
+	cfg := w.config(tally{name: "b"})
+	cfg.Pool = w.openPool(url)
+	m := w.start(cfg)
+	eventually(t, "it has tried", func() error {
+		if err := m.Ready(); err == nil {
+			return errors.New("it is ready")
+		}
+		return w.joined()
+	})
+	proxy.open()
+	w.settled()
+	w.check(list, nil)
+	m.counts(t, 10, "converge_consumer_events_total", "outcome", "applied")
+	m.counts(t, 0, "converge_consumer_events_total", "outcome", "duplicate")
+	eventually(t, "the group is ready", m.Ready)
+}
+
+// joined returns nil when the group has a member that is assigned something.
+func (w *world) joined() error {
+	info := w.kafka.GroupInfo(service)
+	if info == nil || len(info.Members) == 0 {
+		return errors.New("the group has no member")
+	}
+	return nil
+}
+
+// The reply to COMMIT is lost: whether it happened is for the stored offset to say, never to be guessed.
+func TestALostCommitReplyLeavesOneEffect(t *testing.T) {
+	t.Parallel()
+	for name, how := range map[string]cutting{"before the server has it": cutBefore, "while the server works": cutDuring, "after it happened": cutAfter} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1)
+			w.relay()
+			proxy, url := through(t, w.url)
+			cfg := w.config(tally{})
+			cfg.Pool = w.openPool(url)
+			cfg.MaxEvents = 10
+			s := newScript()
+			list := facts(200, 5, 1)
+			s.fail(list[12], 2, errors.New("no stock")) // commits of retries are cut as well
+			s.fail(list[15], 1, event.Permanentf("never"))
+			cfg.Handler = tally{"a", func(ctx context.Context, e *event.Event) error {
+				if proxy.cutCount() < 6 && (e.Attempt > 0 || e.Offset%7 == 0) {
+					proxy.cutNext(how)
+				}
+				return s.verdict(ctx, e)
+			}}.handler()
+			w.produce(list...)
+			w.start(cfg)
+			w.settled()
+			w.check(list, map[uuid.UUID]bool{list[15].id: true})
+			if n := proxy.cutCount(); n < 5 {
+				t.Errorf("only %d commits were cut", n)
+			}
+			if letters := w.letters(); len(letters) != 1 || letters[list[15].id] != "permanent" {
+				t.Errorf("dead letters: %v", letters)
+			}
+			if n := ask[int](w, "SELECT count(*) FROM outbox WHERE topic LIKE '%.dlq'"); n != 1 {
+				t.Errorf("%d records for one dead letter", n)
+			}
+		})
+	}
+}
