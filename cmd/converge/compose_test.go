@@ -44,6 +44,7 @@ type container struct {
 	command     []string
 	environment []string // NAME=VALUE, sorted
 	leaves      bool     // others wait for its end
+	awaited     bool     // others wait until it is healthy
 }
 
 // containers returns those that run converge, in the order in which the file lets them start.
@@ -68,8 +69,11 @@ func containers(p *types.Project) ([]container, error) {
 	}, graph.WithMaxConcurrency(1))
 	for i, c := range ordered {
 		for _, s := range p.Services {
-			if s.DependsOn[c.name].Condition == types.ServiceConditionCompletedSuccessfully {
+			switch s.DependsOn[c.name].Condition {
+			case types.ServiceConditionCompletedSuccessfully:
 				ordered[i].leaves = true
+			case types.ServiceConditionHealthy:
+				ordered[i].awaited = true
 			}
 		}
 	}

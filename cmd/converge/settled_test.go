@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/schemas"
+)
+
+// claims are what must hold once every event has arrived: each statement returns what contradicts it.
+var claims = []struct{ claim, sql string }{
+	{"every order has ended", `
+SELECT format('order %s is %s', id, state)
+FROM orders.orders
+WHERE state NOT IN ('COMPLETED', 'FAILED')`},
+
+	{"stock is conserved: reserved is what completed orders bought, and nothing appeared or went", `
+WITH sold AS (
+    SELECT item->>'sku' AS sku, sum((item->>'quantity')::bigint) AS pieces
+    FROM orders.orders, jsonb_array_elements(items) AS item
+    WHERE state = 'COMPLETED'
+    GROUP BY 1)
+SELECT format('%s: %s available, %s reserved, %s sold', sku, available, reserved, coalesce(pieces, 0))
+FROM inventory.stock
+LEFT JOIN sold USING (sku)
+WHERE reserved <> coalesce(pieces, 0)
+   OR available + reserved <> CASE sku WHEN 'RARE-1' THEN 1 ELSE 100000000 END`},
+
+	{"a completed order has its pieces, and no other has", `
+SELECT format('order %s is %s, its reservation %s', coalesce(o.id::text, r.order_id), o.state, r.state)
+FROM orders.orders o
+FULL JOIN inventory.reservations r ON r.order_id = o.id::text
+WHERE coalesce(o.state = 'COMPLETED', false) <> coalesce(r.state = 'RESERVED', false)
+   OR o.id IS NULL`},
+
+	{"money is conserved: a completed order is paid once, in full, and no other is", `
+SELECT format('order %s is %s over %s, its payment %s over %s', coalesce(o.id::text, p.order_id), o.state, o.total_amount, p.state, p.amount)
+FROM orders.orders o
+FULL JOIN payments.payments p ON p.order_id = o.id::text
+WHERE coalesce(o.state = 'COMPLETED', false) <> coalesce(p.state = 'AUTHORIZED' AND p.amount = o.total_amount, false)
+   OR p.state = 'PENDING'
+   OR o.id IS NULL`},
+
+	{"a completed order is on its way, and no other is", `
+SELECT format('order %s is %s, its shipment %s', coalesce(o.id::text, s.order_id), o.state, s.state)
+FROM orders.orders o
+FULL JOIN shipping.shipments s ON s.order_id = o.id::text
+WHERE coalesce(o.state = 'COMPLETED', false) <> coalesce(s.state = 'ARRANGED', false)
+   OR o.id IS NULL`},
+
+	{"the read model shows every order as it is", `
+SELECT format('order %s is %s over %s, its view %s over %s', coalesce(o.id::text, v.id), o.state, o.total_amount, v.state, v.total_amount)
+FROM orders.orders o
+FULL JOIN orderviews.order_views v ON v.id = o.id::text
+WHERE (o.state, o.total_amount) IS DISTINCT FROM (v.state, v.total_amount)`},
+
+	{"no effect happened twice: what an order needs once was said once", `
+SELECT format('%s of %s: %s times', event_type, aggregate_id, count(*))
+FROM (SELECT * FROM orders.outbox
+      UNION ALL SELECT * FROM inventory.outbox
+      UNION ALL SELECT * FROM payments.outbox
+      UNION ALL SELECT * FROM shipping.outbox) AS said
+WHERE event_type IN ('OrderPlaced', 'StockReserved', 'PaymentAuthorized', 'ShipmentArranged')
+GROUP BY event_type, aggregate_id
+HAVING count(*) > 1`},
+
+	{"no try was burned: nothing was held, sent round the retry topics, or given up", tries()},
+}
+
+// tries is a statement that finds what any service held, called again or gave up.
+func tries() string {
+	var all []string
+	for _, name := range schemas.Readers() {
+		for table, where := range map[string]string{"held_keys": "", "dead_letters": "", "outbox": " WHERE topic LIKE '%.retry.%' OR topic LIKE '%.dlq'"} {
+			all = append(all, fmt.Sprintf("SELECT '%[1]s.%[2]s' AS place, count(*) AS n FROM %[1]s.%[2]s%[3]s", name, table, where))
+		}
+	}
+	return "SELECT format('%s: %s rows', place, n) FROM (" + strings.Join(all, " UNION ALL ") + ") AS found WHERE n > 0"
+}
+
+// inboxSQL finds the events that a service should have taken on once and did not. %[1]s is the service,
+// %[2]s the union of what was emitted.
+const inboxSQL = `
+WITH emitted AS (%[2]s),
+taken AS (
+    SELECT event_id, count(*) AS times
+    FROM %[1]s.inbox
+    WHERE consumer = '%[1]s'
+    GROUP BY event_id)
+SELECT format('%%s %%s: %%s times', e.event_type, coalesce(e.event_id, t.event_id), coalesce(t.times, 0))
+FROM (SELECT * FROM emitted WHERE event_type = ANY($1)) AS e
+FULL JOIN taken AS t USING (event_id)
+WHERE e.event_id IS NULL
+   OR t.times IS DISTINCT FROM 1`
+
+// settled waits until every order has ended and every event has arrived, and fails the test for what then
+// contradicts a claim.
+func (a *apart) settled(orders int) {
+	a.t.Helper()
+	ctx := a.t.Context()
+	conn, err := pgx.Connect(ctx, a.postgres.URL())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	find := func(claim, sql string, args ...any) error {
+		rows, err := conn.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			return fmt.Errorf("%s; but %d are otherwise: %q", claim, len(found), found[:min(len(found), 5)])
+		}
+		return nil
+	}
+	var outboxes []string
+	for _, name := range serviceNames() {
+		outboxes = append(outboxes, "SELECT event_id, event_type FROM "+name+".outbox")
+	}
+	emitted := strings.Join(outboxes, " UNION ALL ")
+	eventually(a.t, 120*time.Second, func() error { return find(claims[0].claim, claims[0].sql) })
+	for _, name := range schemas.Readers() {
+		_, types := schemas.ReadBy(name)
+		eventually(a.t, 60*time.Second, func() error {
+			return find(name+" took on every event for it, once", fmt.Sprintf(inboxSQL, name, emitted), types)
+		})
+	}
+	for _, c := range claims {
+		if err := find(c.claim, c.sql); err != nil {
+			a.t.Error(err)
+		}
+	}
+	var kept int
+	if err := conn.QueryRow(ctx, "SELECT count(*) FROM orders.orders").Scan(&kept); err != nil || kept != orders {
+		a.t.Errorf("there are %d orders (%v), want the %d that were accepted", kept, err, orders)
+	}
+	a.topicsAreEmpty()
+}
+
+// topicsAreEmpty fails the test when a record is on a retry topic or a dead-letter topic.
+func (a *apart) topicsAreEmpty() {
+	a.t.Helper()
+	admin, err := kadm.NewOptClient(kgo.SeedBrokers(strings.Split(a.kafka.Brokers(), ",")...))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer admin.Close()
+	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
+	defer cancel()
+	ends, err := admin.ListEndOffsets(ctx, topicsOf(serviceNames())...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	some := false
+	ends.Each(func(end kadm.ListedOffset) {
+		aside := strings.Contains(end.Topic, ".retry.") || strings.HasSuffix(end.Topic, ".dlq")
+		if aside && end.Offset > 0 {
+			a.t.Errorf("topic %s has %d records in partition %d, want none", end.Topic, end.Offset, end.Partition)
+		}
+		some = some || !aside && end.Offset > 0
+	})
+	if !some {
+		a.t.Error("no event topic has a record: this looked at the wrong place")
+	}
+}
+
+// endedByTheirCards fails the test for an order that ended otherwise than its card and its address say.
+func (a *apart) endedByTheirCards(ids map[string]string) {
+	a.t.Helper()
+	ctx := a.t.Context()
+	conn, err := pgx.Connect(ctx, a.postgres.URL())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	rows, err := conn.Query(ctx, `
+SELECT id::text,
+       outcome,
+       CASE WHEN payment_method = 'card-declined' THEN 'payment_declined'
+            WHEN ship_country = 'AQ' THEN 'shipment_refused'
+            ELSE 'completed'
+       END
+FROM orders.orders`)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	outcomes := map[string]bool{}
+	var id, got, want string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &got, &want}, func() error {
+		outcomes[id] = true
+		if got != want {
+			a.t.Errorf("order %s ended %s, want %s", id, got, want)
+		}
+		return nil
+	}); err != nil {
+		a.t.Fatal(err)
+	}
+	for key, id := range ids {
+		if !outcomes[id] {
+			a.t.Errorf("order %s (%s) was accepted and is not there", id, key)
+		}
+	}
+}
