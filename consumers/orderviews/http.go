@@ -115,7 +115,7 @@ LIMIT $3`
 // list answers GET /order-views. Read-Model-Version is how many changes the model has taken in: it grows
 // whenever any list may have changed.
 func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
-	q, err := readQuery(r.URL.Query())
+	q, err := readQuery(r.URL.RawQuery)
 	if err != nil {
 		return err
 	}
@@ -150,8 +150,12 @@ type query struct {
 	before     cursor
 }
 
-func readQuery(given url.Values) (query, error) {
+func readQuery(raw string) (query, error) {
 	q := query{limit: defaultLimit, before: newest}
+	given, err := url.ParseQuery(raw)
+	if err != nil { // what cannot be read may have been a filter: without it the answer would be everybody's
+		return q, httpapi.Fail(httpapi.ValidationFailed, "the query string is not well formed")
+	}
 	for _, name := range []string{"customer_id", "limit", "cursor"} {
 		if len(given[name]) > 1 {
 			return q, refuse(name, "stands more than once")
