@@ -36,7 +36,8 @@ type named struct {
 	check func(context.Context) error
 }
 
-// Add adds a check; check returns why the part is not ready, nil when it is.
+// Add adds a check; check returns why the part is not ready, nil when it is. It is called concurrently with
+// itself and others, and must return when its context ends, which is after 2 s at most.
 func (c *Checks) Add(name string, check func(context.Context) error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -110,7 +111,7 @@ func Listen(addr, flag string) (net.Listener, error) {
 
 // Serve answers on l until ctx ends; then it takes no more connections, lets requests finish for up to
 // drain, and returns. Requests that wait for a long time learn of the end by [Draining].
-
+// Those that are not done by then are cut off, which is no error.
 func Serve(ctx context.Context, l net.Listener, handler http.Handler, drain time.Duration) error {
 	draining, drained := context.WithCancel(context.WithoutCancel(ctx))
 	defer drained()
