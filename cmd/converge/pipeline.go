@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -344,6 +345,9 @@ func (n *node) await(ctx context.Context, what string, begin *starting, try func
 // errNotMigrated means that a service's schema is not there or not complete.
 var errNotMigrated = errors.New("not migrated: run converge migrate --database URL")
 
+// stateNoRole is invalid_parameter_value: what a pool says at its start when the service's role is not there.
+const stateNoRole = "22023"
+
 // migrated returns nil when every service's tables are there.
 func migrated(ctx context.Context, databaseURL string, names []string) error {
 	for _, name := range names {
@@ -355,6 +359,10 @@ func migrated(ctx context.Context, databaseURL string, names []string) error {
 		err = pool.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL",
 			name+".outbox", name+".schema_version_"+name).Scan(&there)
 		pool.Close()
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == stateNoRole {
+			return fmt.Errorf("schema %s is %w", name, errNotMigrated)
+		}
 		if err != nil {
 			return fmt.Errorf("schema %s: %w", name, err)
 		}

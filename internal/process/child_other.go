@@ -4,4 +4,4 @@ package process
 
 import "syscall"
 
-func childAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+func dieWithParent(*syscall.SysProcAttr) {}
