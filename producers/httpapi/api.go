@@ -109,7 +109,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	handler, pattern := a.mux.Handler(r)
 	defer func() { a.finish(recorder, r, pattern, began, recover()) }()
 	if r.ContentLength != 0 {
-		// Before it answers, net/http reads what is left of a body, also of one that no handler wants.
+		// Before it answers, net/http reads what is left of a body, also of one that no handler wants. It takes
+		// the deadline back when the body is whole.
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(a.cfg.BodyTime)) // a writer without a connection has none
 	}
 	if refusal := a.refuse(r); refusal != nil {

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -40,8 +39,6 @@ func (a *API) readRaw(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, Fail(MalformedRequest, "the body ended early")
 	}
-	// It is here: from now on the connection may be silent. After an error the deadline stays, for the rest.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return raw, nil
 }
 

@@ -1,0 +1,136 @@
+// Package mutants builds a package's tests with faults in its code, to show that the tests find them.
+//
+// The guarantee: one build holds every fault, each behind a switch that is off, and the sources on disk
+// stay as they are; a fault whose place in the code has moved fails the build rather than testing nothing.
+// It cannot tell a fault that is found from a test that fails for another reason: compare what the tests
+// say with what they should.
+package mutants
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Fault replaces Old, which stands once in File, by New. New switches itself on by planted("its name"), or
+// by plantedText("its name", text, old, new), which returns text with old replaced by new.
+type Fault = struct {
+	File     string // from the module's root
+	Old, New string
+}
+
+const switches = `package %s
+
+import (
+	"os"
+	"strings"
+)
+
+func planted(fault string) bool { return os.Getenv("PLANTED") == fault }
+
+func plantedText(fault, text, old, new string) string {
+	if strings.Count(text, old) != 1 {
+		panic(old)
+	}
+	if planted(fault) {
+		return strings.Replace(text, old, new, 1)
+	}
+	return text
+}
+
+var _ = plantedText
+`
+
+// Verdict is what the tests must say of a fault.
+type Verdict = struct {
+	Run  string // the test, as -test.run takes it
+	Says string // part of what it prints
+}
+
+// Find builds the tests of pkg, an import path, with the faults, and runs for each fault that verdicts
+// names its test: it must fail with the verdict, and without a fault pass. root is the module's root;
+// environment is added to that of the tests.
+func Find(t *testing.T, root, pkg string, faults []Fault, verdicts map[string]Verdict, environment ...string) {
+	t.Helper()
+	binary := build(t, root, pkg, faults)
+	run := func(test, fault string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^"+test+"$", "-test.timeout", "60s")
+		cmd.Env = append(append(os.Environ(), environment...), "PLANTED="+fault)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	tests := map[string]bool{}
+	for _, verdict := range verdicts {
+		tests[verdict.Run] = true
+	}
+	var all []string
+	for test := range tests {
+		all = append(all, test)
+	}
+	if out, err := run("("+strings.Join(all, "|")+")", "none"); err != nil {
+		t.Fatalf("the tests fail without a fault: %v\n%s", err, out)
+	}
+	for fault, verdict := range verdicts {
+		t.Run(fault, func(t *testing.T) {
+			out, err := run(verdict.Run, fault)
+			if err == nil {
+				t.Fatal("the test found nothing wrong")
+			}
+			if !strings.Contains(out, verdict.Says) {
+				t.Errorf("the test found another reason than %q:\n%.3000s", verdict.Says, out)
+			}
+		})
+	}
+}
+
+func build(t *testing.T, root, pkg string, faults []Fault) (binary string) {
+	t.Helper()
+	root, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{}
+	for _, f := range faults {
+		original := filepath.Join(root, f.File)
+		if texts[original] == "" {
+			text, err := os.ReadFile(original)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[original] = string(text)
+			dir := filepath.Dir(original)
+			texts[filepath.Join(dir, "planted.go")] = fmt.Sprintf(switches, filepath.Base(dir))
+		}
+		if n := strings.Count(texts[original], f.Old); n != 1 {
+			t.Fatalf("%q stands %d times in %s", f.Old, n, f.File)
+		}
+		texts[original] = strings.Replace(texts[original], f.Old, f.New, 1)
+	}
+	dir := t.TempDir()
+	replace := map[string]string{}
+	for original, text := range texts {
+		file := filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		replace[original] = file
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(file, overlay, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	binary = filepath.Join(dir, "planted.test")
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-overlay", file, "-o", binary, pkg).CombinedOutput()
+	if err != nil {
+		t.Fatalf("building with the faults: %v\n%s", err, out)
+	}
+	return binary
+}

@@ -1,0 +1,66 @@
+package httpapi
+
+import (
+	"testing"
+
+	"converge/internal/mutants"
+	"converge/internal/pgtest"
+)
+
+var faults = []mutants.Fault{
+	{"producers/httpapi/idempotency.go", "if err := tx.SendBatch(ctx, &batch).Close(); lockTimeout(err) {",
+		`claim := tx.SendBatch
+		if planted("the key is stored outside the transaction") {
+			claim = pool.SendBatch
+		}
+		if err := claim(ctx, &batch).Close(); lockTimeout(err) {`},
+	{"producers/httpapi/idempotency.go", "if string(stored) != string(fingerprint) {",
+		`if string(stored) != string(fingerprint) && !planted("the body is not compared") {`},
+	{"producers/httpapi/idempotency.go", "claimed = tag.RowsAffected() == 1",
+		`claimed = tag.RowsAffected() == 1 || planted("whoever asks owns the key")`},
+	{"producers/httpapi/idempotency.go", "fmt.Fprintf(hash, \"%s\\n%s\\n\", r.Method, r.URL.EscapedPath())",
+		`if !planted("method and route are not compared") {
+		fmt.Fprintf(hash, "%s\n%s\n", r.Method, r.URL.EscapedPath())
+	}`},
+	{"producers/httpapi/idempotency.go", "ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)",
+		`ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)
+	if planted("the effect ends with its client") {
+		ctx, cancel = context.WithTimeout(r.Context(), a.cfg.BodyTime+a.cfg.KeyWait)
+	}`},
+	{"producers/httpapi/idempotency.go", "if response, err = effect(ctx, tx, r, body); err != nil {",
+		`if response, err = effect(ctx, tx, r, body); err != nil && !planted("what fails is stored") {`},
+	{"producers/httpapi/conditional.go", `} else if !strings.HasPrefix(tag, "W/") {`,
+		`} else {
+				if planted("weak tags match") {
+					tag = strings.TrimPrefix(tag, "W/")
+				}
+				if strings.HasPrefix(tag, "W/") {
+					continue
+				}`},
+	{"producers/httpapi/body.go", "decoder := jsontext.NewDecoder(bytes.NewReader(raw))",
+		`decoder := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(planted("names may stand twice")), jsontext.AllowInvalidUTF8(planted("text may be no UTF-8")))`},
+	{"producers/httpapi/body.go", "if !o.asked[name] {", `if !o.asked[name] && !planted("unknown members pass") {`},
+	{"producers/httpapi/api.go", "|| w.status == clientLeft {", `|| w.status == clientLeft && !planted("who left is answered") {`},
+}
+
+var verdicts = map[string]mutants.Verdict{
+	"the key is stored outside the transaction": {"TestARequestThatFailsDoesNotBurnItsKey", "the key is burned"},
+	"what fails is stored":                      {"TestARequestThatFailsDoesNotBurnItsKey", "effects stayed"},
+	"the body is not compared":                  {"TestAKeyBelongsToOneRequest", "want the problem idempotency-key-reused"},
+	"method and route are not compared":         {"TestAKeyBelongsToOneRequest", "want the problem idempotency-key-reused"},
+	"whoever asks owns the key":                 {"TestSixtyFourClientsOnOneKeyMakeOneEffect", "64 charges"},
+	"the effect ends with its client":           {"TestAnEffectIsFinishedAlthoughItsClientLeft", "0 charges"},
+	"weak tags match":                           {"TestPreconditionsAreComparedStrongly", "holds for [3], want []"},
+	"names may stand twice":                     {"TestWhatIsNotOneJSONValueIsMalformed", "a_duplicate,_deep"},
+	"text may be no UTF-8":                      {"TestWhatIsNotOneJSONValueIsMalformed", "a_lone_high_surrogate"},
+	"unknown members pass":                      {"TestEverythingThatIsWrongIsToldAtOnce", "unknown_in_items"},
+	"who left is answered":                      {"TestAClientThatLeavesGetsNoEmptyAnswer", "HTTP/1.1 200 OK"},
+}
+
+// The tests are worth what they catch: each planted fault must be found, for its reason.
+func TestTheTestsFindPlantedFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package anew")
+	}
+	mutants.Find(t, "../..", "converge/producers/httpapi", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
+}
