@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"converge/internal/database"
+	"converge/internal/pgtest"
 	"converge/schemas"
 )
 
@@ -99,6 +103,40 @@ FULL JOIN taken AS t USING (event_id)
 WHERE e.event_id IS NULL
    OR t.times IS DISTINCT FROM 1`
 
+// querier is a connection or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// contradiction returns what contradicts the claim, nil when nothing does.
+func contradiction(ctx context.Context, db querier, claim, sql string, args ...any) error {
+	rows, err := db.Query(ctx, sql, args...)
+	if err != nil {
+		return err
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%w: %s; but %d are otherwise: %q", errContradicted, claim, len(found), found[:min(len(found), 5)])
+	}
+	return nil
+}
+
+var errContradicted = errors.New("a claim does not hold")
+
+// missed returns what contradicts that the service took on every event that is for it, once.
+func missed(ctx context.Context, db querier, service string) error {
+	var outboxes []string
+	for _, name := range serviceNames() {
+		outboxes = append(outboxes, "SELECT event_id, event_type FROM "+name+".outbox")
+	}
+	_, types := schemas.ReadBy(service)
+	return contradiction(ctx, db, service+" took on every event that is for it, once",
+		fmt.Sprintf(inboxSQL, service, strings.Join(outboxes, " UNION ALL ")), types)
+}
+
 // settled waits until every order has ended and every event has arrived, and fails the test for what then
 // contradicts a claim.
 func (a *apart) settled(orders int) {
@@ -109,34 +147,12 @@ func (a *apart) settled(orders int) {
 		a.t.Fatal(err)
 	}
 	defer conn.Close(ctx)
-	find := func(claim, sql string, args ...any) error {
-		rows, err := conn.Query(ctx, sql, args...)
-		if err != nil {
-			return err
-		}
-		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return err
-		}
-		if len(found) > 0 {
-			return fmt.Errorf("%s; but %d are otherwise: %q", claim, len(found), found[:min(len(found), 5)])
-		}
-		return nil
-	}
-	var outboxes []string
-	for _, name := range serviceNames() {
-		outboxes = append(outboxes, "SELECT event_id, event_type FROM "+name+".outbox")
-	}
-	emitted := strings.Join(outboxes, " UNION ALL ")
-	eventually(a.t, 120*time.Second, func() error { return find(claims[0].claim, claims[0].sql) })
+	eventually(a.t, 120*time.Second, func() error { return contradiction(ctx, conn, claims[0].claim, claims[0].sql) })
 	for _, name := range schemas.Readers() {
-		_, types := schemas.ReadBy(name)
-		eventually(a.t, 60*time.Second, func() error {
-			return find(name+" took on every event for it, once", fmt.Sprintf(inboxSQL, name, emitted), types)
-		})
+		eventually(a.t, 60*time.Second, func() error { return missed(ctx, conn, name) })
 	}
 	for _, c := range claims {
-		if err := find(c.claim, c.sql); err != nil {
+		if err := contradiction(ctx, conn, c.claim, c.sql); err != nil {
 			a.t.Error(err)
 		}
 	}
@@ -212,5 +228,76 @@ FROM orders.orders`)
 		if !outcomes[id] {
 			a.t.Errorf("order %s (%s) was accepted and is not there", id, key)
 		}
+	}
+}
+
+// The claims are worth what they catch: each planted fault must contradict the claims named, by the number
+// of each, and the inbox check when it is about an event.
+func TestPlantedFaultsContradictTheClaimsAboutTheEnd(t *testing.T) {
+	ctx := t.Context()
+	url := pgtest.Database(t, "claims", func(ctx context.Context, url string) error { return database.Migrate(ctx, url, modules(services())...) })
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	const (
+		order = `INSERT INTO orders.orders (id, customer_id, items, total_amount, currency, payment_method, ship_country, history,
+		                correlation_id, created_at, updated_at, due_at, state, outcome)
+		         VALUES ('0197a1b2-0000-7000-8000-000000000001', 'c', '[{"sku":"BOOK-1","quantity":2}]', 10, 'USD', 'card-ok', 'DE', '[]', '', now(), now(), `
+		emit = `INSERT INTO orders.outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type, payload)
+		        SELECT gen_random_uuid(), 'orders', 'order', 'o', 1, 'OrderPlaced', 'application/json', '{}' FROM generate_series(1, %d)`
+	)
+	for name, plant := range map[string]struct {
+		sql        string
+		contradict []int
+		events     bool
+	}{
+		"nothing":                       {"SELECT", nil, false},
+		"an order that is open":         {order + "now(), 'PENDING', '')", []int{0, 5}, false},
+		"a completed order that is all": {order + "NULL, 'COMPLETED', 'completed')", []int{1, 2, 3, 4, 5}, false},
+		"a piece that went":             {"UPDATE inventory.stock SET available = available - 1 WHERE sku = 'MUG-1'", []int{1}, false},
+		"a piece that nobody bought":    {"UPDATE inventory.stock SET available = available - 1, reserved = reserved + 1 WHERE sku = 'MUG-1'", []int{1}, false},
+		"a reservation without order":   {"INSERT INTO inventory.reservations (order_id) VALUES ('o')", []int{2}, false},
+		"money taken for no order": {"INSERT INTO payments.payments (id, order_id, saga, state, amount) VALUES (gen_random_uuid(), 'o', true, 'AUTHORIZED', 1)",
+			[]int{3}, false},
+		"a shipment of no order":  {"INSERT INTO shipping.shipments (order_id, state, shipment_id) VALUES ('o', 'ARRANGED', gen_random_uuid())", []int{4}, false},
+		"a view of no order":      {"INSERT INTO orderviews.order_views VALUES ('o', 'c', 'COMPLETED', 1, 'USD', 1, now(), now())", []int{5}, false},
+		"an order placed twice":   {fmt.Sprintf(emit, 2), []int{6}, true},
+		"an event nobody took on": {fmt.Sprintf(emit, 1), nil, true},
+		"an event from nowhere":   {"INSERT INTO inventory.inbox VALUES ('inventory', gen_random_uuid(), '2026-01-01')", nil, true},
+		"an event taken on twice": {fmt.Sprintf(emit, 1) + "; INSERT INTO inventory.inbox SELECT 'inventory', event_id, day FROM orders.outbox, (VALUES ('2026-01-01'::date), ('2026-01-02')) AS v (day)",
+			nil, true},
+		"a key that is held": {"INSERT INTO billing.held_keys (consumer, topic, key, token, attempt, state, due_at) VALUES ('billing', 'identity', 'k', 1, 1, 'waiting', now())",
+			[]int{7}, false},
+		"a wake-up": {"INSERT INTO billing.outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type) VALUES (gen_random_uuid(), 'identity.billing.retry.1s', '', '', 1, '', '')",
+			[]int{7}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tx, err := conn.Begin(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(ctx) }()
+			for sql := range strings.SplitSeq(plant.sql, ";") {
+				if _, err := tx.Exec(ctx, sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var contradicted []int
+			for i, c := range claims {
+				if err := contradiction(ctx, tx, c.claim, c.sql); errors.Is(err, errContradicted) {
+					contradicted = append(contradicted, i)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if fmt.Sprint(contradicted) != fmt.Sprint(plant.contradict) {
+				t.Errorf("claims %v are contradicted, want %v", contradicted, plant.contradict)
+			}
+			if err := missed(ctx, tx, "inventory"); errors.Is(err, errContradicted) != plant.events {
+				t.Errorf("the inbox: %v, want a contradiction: %t", err, plant.events)
+			}
+		})
 	}
 }
