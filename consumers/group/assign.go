@@ -22,9 +22,7 @@ func (g *Group) adjust(ctx context.Context, offsets map[string]map[int32]kgo.Off
 			return adjusted, nil
 		}
 		if errors.Is(err, ErrOffsetBeyondEnd) {
-			g.mu.Lock()
-			g.fatal = err
-			g.mu.Unlock()
+			g.stop(err)
 			return nil, err
 		}
 		if ctx.Err() != nil {
@@ -82,8 +80,7 @@ func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]
 			at := committed.EpochOffset().Offset
 			if !g.wakes[topic] {
 				if at = stored[partition{topic, id}]; at > end.Offset {
-					return nil, fmt.Errorf("group %s, topic %s, partition %d, stored %d, end %d: %w: was the topic made anew? Set next_offset in consumer_offsets to where reading is to go on",
-						g.cfg.Name, topic, id, at, end.Offset, ErrOffsetBeyondEnd)
+					return nil, g.beyondEnd(partition{topic, id}, at, end.Offset)
 				}
 				if at > 0 && at < start.Offset {
 					g.cfg.Logger.Error("records are gone from the topic before they were read: its retention is too short", "group", g.cfg.Name,
@@ -95,16 +92,52 @@ func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]
 			adjusted[topic][id] = kgo.NewOffset().At(max(at, start.Offset))
 		}
 	}
-	g.own(stored)
+	g.own(stored, offsets)
 	return adjusted, nil
 }
 
-// own takes the positions of partitions just assigned. The group is ready again.
-func (g *Group) own(stored map[partition]int64) {
+func (g *Group) beyondEnd(p partition, stored, end int64) error {
+	return fmt.Errorf("group %s, topic %s, partition %d, stored %d, end %d: %w: was the topic made anew? Set next_offset in consumer_offsets to where reading is to go on",
+		g.cfg.Name, p.topic, p.id, stored, end, ErrOffsetBeyondEnd)
+}
+
+// stop makes Run return err.
+func (g *Group) stop(err error) {
+	g.notReady("stopped: " + err.Error())
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fatal = err
+}
+
+// checkEnd is for records from below the stored offset. Somebody else may have moved it on, which is
+// harmless. Otherwise the log has shrunk, or is another one, and what it takes on next would be passed
+// over as done.
+func (g *Group) checkEnd(ctx context.Context, p partition, stored int64) error {
+	ends, err := kadm.NewClient(g.client).ListEndOffsets(ctx, p.topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("listing where the log of %s ends: %w", p.topic, err)
+	}
+	if end, ok := ends.Lookup(p.topic, p.id); ok && stored > end.Offset {
+		err := g.beyondEnd(p, stored, end.Offset)
+		g.stop(err)
+		return err
+	}
+	return nil
+}
+
+// own takes the positions of partitions just assigned, and corrects Kafka's: the owner before may have got
+// further than it could tell. The group is ready again.
+func (g *Group) own(stored map[partition]int64, committed map[string]map[int32]kgo.Offset) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for p, offset := range stored {
 		g.owned[p] = position{stored: offset}
+		if offset > 0 && offset != committed[p.topic][p.id].EpochOffset().Offset {
+			g.hints[p] = offset
+		}
 	}
 	g.reason.Store(nil)
 }
@@ -123,7 +156,8 @@ SELECT a.topic, a.partition, coalesce(o.next_offset, 0)
 FROM asked a
 LEFT JOIN consumer_offsets o ON (o.consumer, o.topic, o.partition) = ($1, a.topic, a.partition)`
 
-// readStored returns the stored offsets; a partition that has none gets 0.
+// readStored returns the stored offsets; a partition that has none gets 0. It waits for a batch that is
+// open on one of them, whoever's it is: the INSERT meets the row that the batch has updated.
 func (g *Group) readStored(ctx context.Context, partitions []partition) (map[partition]int64, error) {
 	stored := make(map[partition]int64, len(partitions))
 	if len(partitions) == 0 {

@@ -43,6 +43,11 @@ func (g *Group) applyEvents(ctx context.Context, p partition, records []*kgo.Rec
 	if !owned {
 		return -1, nil // revoked since the poll
 	}
+	if records[0].Offset < at.stored {
+		if err := g.checkEnd(ctx, p, at.stored); err != nil {
+			return at.stored, err
+		}
+	}
 	b := batch{partition: p, expected: at.stored, next: records[len(records)-1].Offset + 1, events: g.wanted(records)}
 	if len(b.events) == 0 {
 		if at.passed += len(records); at.passed < maxPassed {
@@ -183,7 +188,7 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	// A batch that has begun is finished: a drain waits for it, and the time is bounded.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
 	defer cancel()
-	tx, err := g.cfg.Pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	tx, err := g.begin(ctx)
 	if err != nil {
 		return fmt.Errorf("beginning a batch: %w", err)
 	}
@@ -278,6 +283,16 @@ func (g *Group) commitBatch(ctx context.Context, tx pgx.Tx, b batch) error {
 	}
 	return fmt.Errorf("committing a batch: %w", err)
 }
+
+// begin begins a transaction that the server ends when this process falls silent. A machine that dies
+// closes no connection: its transaction would keep the fence locked until TCP gives up, hours later.
+func (g *Group) begin(ctx context.Context) (pgx.Tx, error) {
+	return g.cfg.Pool.BeginTx(ctx, pgx.TxOptions{BeginQuery: fmt.Sprintf(
+		"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d", (g.cfg.BatchTime + graceTime).Milliseconds())})
+}
+
+// graceTime is how much longer than a batch's own bound the server waits.
+const graceTime = 2 * time.Second
 
 // rollback ends a transaction that was not committed; after a commit it does nothing.
 func rollback(tx pgx.Tx) {

@@ -21,6 +21,10 @@ import (
 // offset is for a person to decide.
 var ErrOffsetBeyondEnd = errors.New("the stored offset is beyond the end of the log")
 
+// ErrTopicReplaced means that a topic was deleted, or deleted and made anew, while the group read it. The
+// stored offsets speak of the topic that was: it stops the group, for a person to decide.
+var ErrTopicReplaced = errors.New("the topic was deleted or made anew")
+
 // Group consumes topics. Create it with [New]; Run may be called once.
 type Group struct {
 	cfg     Config
@@ -87,7 +91,7 @@ func (g *Group) Ready() error {
 
 // Run consumes until ctx ends; then it finishes the batch at hand, tells Kafka where it is, leaves the
 // group and returns nil. An outage of Kafka or PostgreSQL does not end it. It returns an error for what
-// time does not mend, like [ErrOffsetBeyondEnd].
+// time does not mend: [ErrOffsetBeyondEnd], [ErrTopicReplaced].
 func (g *Group) Run(ctx context.Context) error {
 	client, err := kgo.NewClient(append(g.options(), g.cfg.Client...)...)
 	if err != nil {
@@ -101,8 +105,20 @@ func (g *Group) Run(ctx context.Context) error {
 	stop()
 	wait.Wait()
 	g.tellKafka(context.WithoutCancel(ctx))
-	client.CloseAllowingRebalance()
+	g.leave(context.WithoutCancel(ctx))
 	return err
+}
+
+// leaveTime bounds the goodbye to a Kafka that does not answer.
+const leaveTime = 3 * time.Second
+
+func (g *Group) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	if err := g.client.LeaveGroupContext(ctx); err != nil {
+		g.cfg.Logger.Debug("leaving the group", "group", g.cfg.Name, "error", err)
+	}
+	g.client.CloseAllowingRebalance()
 }
 
 func (g *Group) options() []kgo.Opt {
@@ -224,6 +240,10 @@ func (g *Group) stopped() error {
 func (g *Group) reportFetchErrors(fetches kgo.Fetches) {
 	for _, e := range fetches.Errors() {
 		if errors.Is(e.Err, context.DeadlineExceeded) || errors.Is(e.Err, context.Canceled) {
+			continue
+		}
+		if errors.Is(e.Err, kerr.UnknownTopicID) { // the client gives it to us when it has ceased to hope
+			g.stop(fmt.Errorf("group %s, topic %s: %w: delete its rows in consumer_offsets if it is to be read from its start", g.cfg.Name, e.Topic, ErrTopicReplaced))
 			continue
 		}
 		var unreachable *kgo.ErrFirstReadEOF

@@ -50,6 +50,7 @@ type world struct {
 	t     testing.TB
 	url   string
 	pool  *pgxpool.Pool // the test's own
+	root  *pgxpool.Pool // sees what other sessions do, and ends them
 	kafka *kfake.Cluster
 	send  *kgo.Client
 	admin *kadm.Client
@@ -66,13 +67,23 @@ func newWorld(t testing.TB, partitions int32) *world {
 		kfake.SeedTopics(partitions, topic), kfake.SeedTopics(1, retry.Topics(topic, service, quick)...))
 	must(t, err)
 	t.Cleanup(kafka.Close)
-	client, err := kgo.NewClient(kgo.SeedBrokers(kafka.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()),
-		kgo.ProducerLinger(0), kgo.ProducerBatchMaxBytes(2<<20))
-	must(t, err)
-	t.Cleanup(client.Close)
-	w := &world{t: t, url: url, kafka: kafka, send: client, admin: kadm.NewClient(client)}
+	w := &world{t: t, url: url, kafka: kafka}
+	w.send = w.producer()
+	w.admin = kadm.NewClient(w.send)
 	w.pool = w.openPool(url)
+	w.root, err = pgxpool.New(t.Context(), url)
+	must(t, err)
+	t.Cleanup(w.root.Close)
 	return w
+}
+
+func (w *world) producer() *kgo.Client {
+	w.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.kafka.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(0), kgo.ProducerBatchMaxBytes(2<<20))
+	must(w.t, err)
+	w.t.Cleanup(client.Close)
+	return client
 }
 
 func (w *world) openPool(url string) *pgxpool.Pool {

@@ -101,16 +101,15 @@ func TestATerminatedBackendPausesAndBlamesNoEvent(t *testing.T) {
 	cfg := w.config(tally{})
 	cfg.Pool = w.openPool(w.url)
 	killed := make(chan struct{})
-	var calls atomic.Int64
+	var calls, ended atomic.Int64
 	cfg.Handler = tally{"a", func(ctx context.Context, _ *event.Event) error {
 		// Three times the handler's own transaction is in the backend that dies.
 		if n := calls.Add(1); n == 20 || n == 90 || n == 250 {
-			if _, err := w.pool.Exec(ctx, `
-SELECT pg_terminate_backend(pid)
-FROM pg_stat_activity
-WHERE datname = current_database() AND state = 'idle in transaction'`); err != nil {
+			tag, err := w.root.Exec(ctx, terminateSQL)
+			if err != nil {
 				t.Errorf("terminating: %v", err)
 			}
+			ended.Add(tag.RowsAffected())
 			if n == 250 {
 				close(killed)
 			}
@@ -124,7 +123,15 @@ WHERE datname = current_database() AND state = 'idle in transaction'`); err != n
 	w.settled()
 	w.check(list, nil)
 	w.nothingCounted()
+	if n := ended.Load(); n < 3 {
+		t.Errorf("%d backends were terminated", n)
+	}
 }
+
+const terminateSQL = `
+SELECT pg_terminate_backend(pid)
+FROM pg_stat_activity
+WHERE datname = current_database() AND state = 'idle in transaction'`
 
 func TestADatabaseThatRefusesConnectionsPausesAndBlamesNoEvent(t *testing.T) {
 	t.Parallel()

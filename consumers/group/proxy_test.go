@@ -18,6 +18,7 @@ type proxy struct {
 	mu       sync.Mutex // guards all below
 	listener net.Listener
 	conns    map[net.Conn]bool
+	silent   chan struct{} // closed when nothing passes any more
 	cut      cutting
 	cuts     int
 	wait     sync.WaitGroup
@@ -41,7 +42,7 @@ func through(t testing.TB, databaseURL string) (p *proxy, proxied string) {
 	t.Helper()
 	u, err := url.Parse(databaseURL)
 	must(t, err)
-	p = &proxy{t: t, target: u.Host, addr: "127.0.0.1:0", conns: map[net.Conn]bool{}}
+	p = &proxy{t: t, target: u.Host, addr: "127.0.0.1:0", silent: make(chan struct{}), conns: map[net.Conn]bool{}}
 	p.open()
 	t.Cleanup(func() { p.close(); p.wait.Wait() })
 	u.Host = p.addr
@@ -76,8 +77,10 @@ func (p *proxy) open() {
 func (p *proxy) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.listener.Close()
-	p.listener = nil
+	if p.listener != nil {
+		p.listener.Close()
+		p.listener = nil
+	}
 	for c := range p.conns {
 		c.Close()
 	}
@@ -103,6 +106,7 @@ func (p *proxy) serve(l net.Listener, client, server net.Conn) {
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := server.Read(buf)
+			p.muted()
 			if err != nil {
 				return
 			}
@@ -123,6 +127,7 @@ func (p *proxy) forward(client, server net.Conn, swallow func()) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := client.Read(buf)
+		p.muted()
 		if err != nil {
 			return
 		}
@@ -141,6 +146,18 @@ func (p *proxy) forward(client, server net.Conn, swallow func()) {
 		if _, err := server.Write(buf[:n]); err != nil {
 			return
 		}
+	}
+}
+
+// silence lets nothing more pass, and closes nothing.
+func (p *proxy) silence() { close(p.silent) }
+
+// muted waits for the end of the test when the proxy is silent.
+func (p *proxy) muted() {
+	select {
+	case <-p.silent:
+		<-p.t.Context().Done()
+	default:
 	}
 }
 

@@ -112,7 +112,7 @@ const (
 
 func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, careful bool) (drainState, error) {
 	began := time.Now()
-	tx, err := g.cfg.Pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	tx, err := g.begin(ctx)
 	if err != nil {
 		return over, fmt.Errorf("beginning a retry: %w", err)
 	}
