@@ -52,6 +52,8 @@ type Config struct {
 	// NoCreateTopics makes a missing topic stop the stream until someone creates it. Otherwise it is
 	// created with the brokers' default partitions and replicas.
 	NoCreateTopics bool
+	// DeadLetterTopic takes the rows that no waiting makes publishable. Default Slot + ".relay.dlq".
+	DeadLetterTopic string
 
 	// BufferBytes bounds the stream held in memory until it is acknowledged, in bytes. Default 8 MiB.
 	// The records made of it take about as much again. One row may be larger than the bound.
@@ -95,6 +97,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Publication == "" {
 		c.Publication = defaultName
+	}
+	if c.DeadLetterTopic == "" {
+		c.DeadLetterTopic = c.Slot + ".relay.dlq"
+	}
+	if !validTopic([]byte(c.DeadLetterTopic)) {
+		complain("DeadLetterTopic %q is no topic name", c.DeadLetterTopic)
 	}
 	for _, table := range c.Tables {
 		if schema, name, ok := strings.Cut(table, "."); !ok || schema == "" || name == "" {

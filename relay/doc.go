@@ -12,8 +12,13 @@
 // Rows are lost when the slot is dropped, invalidated or made anew while rows wait in it, when a table
 // joins the publication after its rows were committed, or when a topic loses acknowledged records; the
 // first two end [Relay.Run] with an error that says so. When the number of partitions of a topic is
-// changed, keys move and their order across the move is lost, as with any producer. A record the
-// brokers refuse stops the stream in front of it: nothing that follows is confirmed until it passes.
+// changed, keys move and their order across the move is lost, as with any producer.
+//
+// A row that no waiting makes publishable (too large for its topic, headers that are no object, a name
+// that no topic can have, a record that the brokers will not take) goes to the dead-letter topic, with its
+// commit LSN and its place in the transaction, and counts as published when that record is acknowledged; the
+// stream goes on. A missing topic or a missing right stops the stream in front of the row instead, until
+// someone helps: nothing that follows is confirmed.
 //
 // # One session
 //

@@ -129,6 +129,9 @@ func (k *kafka) topic(ctx context.Context, name []byte) (*topic, error) {
 	if t, known := k.topics[string(name)]; known {
 		return t, nil
 	}
+	if !validTopic(name) {
+		return nil, kerr.InvalidTopicException
+	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
 	t := &topic{name: string(name), published: k.metrics.published.WithLabelValues(string(name))}
@@ -140,6 +143,19 @@ func (k *kafka) topic(ctx context.Context, name []byte) (*topic, error) {
 	k.limits.Store(t.name, limit)
 	k.topics[t.name] = t
 	return t, nil
+}
+
+// validTopic reports whether a broker would have the name.
+func validTopic(name []byte) bool {
+	if len(name) == 0 || len(name) > 249 || string(name) == "." || string(name) == ".." {
+		return false
+	}
+	for _, c := range name {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return true
 }
 
 // ensure returns when every partition of the topic has a leader, making the topic first if need be.

@@ -23,6 +23,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"converge/internal/process"
 	"converge/relay"
 )
 
@@ -65,7 +66,8 @@ func runChild(encoded string) error {
 // child is a relay in a process of its own.
 type child struct {
 	command *exec.Cmd
-	output  bytes.Buffer
+	output  bytes.Buffer // complete once done is closed
+	done    <-chan struct{}
 }
 
 func startChild(t testing.TB, binary string, c childConfig) *child {
@@ -77,8 +79,7 @@ func startChild(t testing.TB, binary string, c childConfig) *child {
 	p := &child{command: exec.Command(binary)}
 	p.command.Env = append(os.Environ(), childVariable+"="+string(encoded))
 	p.command.Stderr = &p.output
-	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.command.Start(); err != nil {
+	if p.done, err = process.StartChild(p.command); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.kill() })
@@ -87,10 +88,8 @@ func startChild(t testing.TB, binary string, c childConfig) *child {
 
 // kill ends the process the way a power cut does, and waits until it is gone.
 func (p *child) kill() {
-	if p.command.ProcessState == nil {
-		_ = p.command.Process.Kill()
-		_ = p.command.Wait()
-	}
+	_ = p.command.Process.Kill() // it may have ended already
+	<-p.done
 }
 
 // entry is one row that a writer inserted.
@@ -278,14 +277,15 @@ func killTest(t *testing.T, binary string, kills int, seed uint64) finding {
 	f := book.check(delivered)
 	t.Logf("%d kills: %d rows committed, %d rolled back, %d delivered, %d of them repeats",
 		kills, len(book.committed), len(book.rolledBack), len(delivered), f.repeats)
-	if f.bad() {
-		t.Logf("the last relay's log:\n%s", &relayProcess.output)
-	}
 	if err := relayProcess.command.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Errorf("asking the relay to drain: %v", err)
 	}
-	if err := relayProcess.command.Wait(); err != nil {
-		t.Errorf("draining: %v\n%s", err, &relayProcess.output)
+	<-relayProcess.done
+	if state := relayProcess.command.ProcessState; !state.Success() {
+		t.Errorf("draining: %v\n%s", state, &relayProcess.output)
+	}
+	if f.bad() {
+		t.Logf("the last relay's log:\n%s", &relayProcess.output)
 	}
 	return f
 }

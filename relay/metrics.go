@@ -11,12 +11,13 @@ import (
 const (
 	reasonTooLarge     = "too_large"
 	reasonUnknownTopic = "unknown_topic"
+	reasonInvalidTopic = "invalid_topic"
 	reasonDenied       = "not_authorized"
 	reasonHeaders      = "bad_headers"
 	reasonRejected     = "rejected"
 )
 
-var reasons = []string{reasonTooLarge, reasonUnknownTopic, reasonDenied, reasonHeaders, reasonRejected}
+var reasons = []string{reasonTooLarge, reasonUnknownTopic, reasonInvalidTopic, reasonDenied, reasonHeaders, reasonRejected}
 
 // walStatuses are the values of wal_status in pg_replication_slots.
 var walStatuses = []string{"reserved", "extended", "unreserved", "lost"}
@@ -44,7 +45,7 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 			Help: "Outbox rows acknowledged by all in-sync replicas, repeats included, by topic."}, []string{"topic"}),
 		publishErrors: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "converge", Subsystem: "relay",
 			Name: "publish_errors_total",
-			Help: "Rows that could not be published, by reason. Each stops the stream until it passes; a rise that goes on is a row that needs someone."}, []string{"reason"}),
+			Help: "Rows that could not be published, by reason. unknown_topic and not_authorized stop the stream until someone acts; the others are dead letters."}, []string{"reason"}),
 		commitToAck: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "converge", Subsystem: "relay",
 			Name:    "commit_to_ack_seconds",
 			Help:    "From a transaction's commit, by the database's clock, to the acknowledgement of its last record. A rise means the relay or Kafka falls behind.",

@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"converge/relay"
@@ -262,7 +264,7 @@ func TestDrainThatKafkaDoesNotAnswerEndsInTime(t *testing.T) {
 	}
 }
 
-func TestRowTooLargeStopsTheStreamLoudlyUntilTheTopicTakesIt(t *testing.T) {
+func TestRowsThatNoWaitingHelpsAreDeadLettersAndTheStreamGoesOn(t *testing.T) {
 	t.Parallel()
 	url, kafka := outboxDatabase(t), startBroker(t)
 	if err := kafka.CreateTopic("orders", 1, map[string]string{"max.message.bytes": "2000"}); err != nil {
@@ -273,51 +275,118 @@ func TestRowTooLargeStopsTheStreamLoudlyUntilTheTopicTakesIt(t *testing.T) {
 	cfg.Registerer = registry
 	subject := startReady(t, cfg)
 	conn := connect(t, url)
-	reader := kafka.reader(t, "orders")
+	orders, dead := kafka.reader(t, "orders"), kafka.reader(t, cfg.Slot+".relay.dlq")
 	insertRow(t, conn, "orders", "k", "0")
-	before := ask[string](t, conn, walEndSQL)
 	insertRow(t, conn, "orders", "k", strings.Repeat("x", 3000))
-	after := ask[string](t, conn, walEndSQL)
-	insertRow(t, conn, "orders", "k", "2")
-	eventually(t, "the relay names the row and the fix", func() error {
-		if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "max.message.bytes") || !strings.Contains(err.Error(), table) {
+	insertRow(t, conn, "no topic at all", "k", "1")
+	insertRow(t, conn, "orders", "k", "1")
+	end := ask[string](t, conn, walEndSQL)
+	if repeats := takeInOrder(t, orders, 2); repeats != 0 {
+		t.Errorf("%d rows were repeated: the stream began anew", repeats)
+	}
+	for _, want := range []struct {
+		origin, class string
+		size          int
+	}{{"orders", "too_large", 3000}, {"no topic at all", "invalid_topic", 1}} {
+		letter := dead.next(t)
+		headers := headersOf(t, letter)
+		if string(letter.Key) != "k" || len(letter.Value) != want.size || headers["origin_topic"] != want.origin ||
+			headers["error_class"] != want.class || headers["origin_table"] != outboxTable || headers["event_type"] != "Happened" ||
+			headers["ordinal"] != "0" || headers["payload_bytes"] != strconv.Itoa(want.size) {
+			t.Errorf("a dead letter of %d bytes says %v, want %+v", len(letter.Value), headers, want)
+		}
+		lsn := headers["commit_lsn"]
+		if !ask[bool](t, conn, "SELECT $1::text::pg_lsn < $2::text::pg_lsn", lsn, end) {
+			t.Errorf("the dead letter is of transaction %s, which is not before %s", lsn, end)
+		}
+		if got := sum(t, registry, "converge_relay_publish_errors_total", "reason", want.class); got != 1 {
+			t.Errorf("%v rows counted as %s, want 1", got, want.class)
+		}
+	}
+	confirmedPast(t, conn, cfg.Slot, end)
+	if err := subject.Ready(); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+}
+
+// A broker answers for a batch. Which of its rows it will not have shows when each is sent alone.
+func TestRowThatTheBrokerRefusesIsToldFromItsCompany(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	poison := []byte("poison")
+	kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		kafka.KeepControl()
+		produce := request.(*kmsg.ProduceRequest)
+		for _, topic := range produce.Topics {
+			for _, p := range topic.Partitions {
+				if bytes.Contains(p.Records, poison) && !bytes.Contains(p.Records, []byte("origin_topic")) {
+					return refuseProduce(produce, kerr.InvalidRecord), nil, true
+				}
+			}
+		}
+		return nil, nil, false
+	})
+	cfg := config(url, kafka)
+	cfg.KafkaOptions = []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}
+	startReady(t, cfg)
+	conn := connect(t, url)
+	orders, dead := kafka.reader(t, "orders"), kafka.reader(t, cfg.Slot+".relay.dlq")
+	execute(t, conn, `
+INSERT INTO outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type, payload)
+SELECT gen_random_uuid(), 'orders', 'thing', 'k', 1, 'Happened', 'text/plain',
+       convert_to(CASE WHEN n = 50 THEN 'poison' ELSE (n - n / 50)::text END, 'UTF8')
+FROM generate_series(0, 100) AS n`)
+	end := ask[string](t, conn, walEndSQL)
+	takeInOrder(t, orders, 98)
+	letter := dead.next(t)
+	if headers := headersOf(t, letter); string(letter.Value) != "poison" || headers["error_class"] != "rejected" || headers["ordinal"] != "50" {
+		t.Errorf("the dead letter is %q with %v", letter.Value, headers)
+	}
+	confirmedPast(t, conn, cfg.Slot, end)
+	insertRow(t, conn, "orders", "k", "after")
+	for orders.value(t) != "after" { //nolint:revive // rows may be repeated before it
+	}
+}
+
+// refuseProduce answers a whole request with one error.
+func refuseProduce(request *kmsg.ProduceRequest, no *kerr.Error) kmsg.Response {
+	response := request.ResponseKind().(*kmsg.ProduceResponse)
+	for _, topic := range request.Topics {
+		answered := kmsg.NewProduceResponseTopic()
+		answered.Topic, answered.TopicID = topic.Topic, topic.TopicID
+		for _, p := range topic.Partitions {
+			partition := kmsg.NewProduceResponseTopicPartition()
+			partition.Partition, partition.ErrorCode = p.Partition, no.Code
+			answered.Partitions = append(answered.Partitions, partition)
+		}
+		response.Topics = append(response.Topics, answered)
+	}
+	return response
+}
+
+func TestMissingTopicStopsTheStreamUntilSomeoneMakesIt(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	cfg := config(url, kafka)
+	cfg.NoCreateTopics = true
+	subject := startReady(t, cfg)
+	conn := connect(t, url)
+	insertRow(t, conn, "orders", "k", "0")
+	end := ask[string](t, conn, walEndSQL)
+	eventually(t, "the relay names the topic and the fix", func() error {
+		if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "create the topic") || !strings.Contains(err.Error(), "orders") {
 			return fmt.Errorf("ready is %w", err)
 		}
 		return nil
 	})
-	if got := sum(t, registry, "converge_relay_publish_errors_total", "reason", "too_large"); got != 1 {
-		t.Errorf("%v rows counted as too large, want 1", got)
-	}
-	if got := reader.value(t); got != "0" {
-		t.Errorf("record %s came first, want 0", got)
-	}
-	if !ask[bool](t, conn, confirmedPastSQL, cfg.Slot, before) {
-		t.Error("the row in front was not confirmed")
-	}
-	if ask[bool](t, conn, confirmedPastSQL, cfg.Slot, after) {
+	if ask[bool](t, conn, confirmedPastSQL, cfg.Slot, end) {
 		t.Error("the row that was not published was confirmed")
 	}
-
-	request := kmsg.NewPtrIncrementalAlterConfigsRequest()
-	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
-	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, "orders"
-	value := "100000"
-	config := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
-	config.Name, config.Value = "max.message.bytes", &value
-	resource.Configs = append(resource.Configs, config)
-	request.Resources = append(request.Resources, resource)
-	if _, err := request.RequestWith(t.Context(), reader.client); err != nil {
+	if err := kafka.CreateTopic("orders", 1, nil); err != nil {
 		t.Fatal(err)
 	}
-	var sizes []int
-	for len(sizes) < 2 {
-		if value := reader.value(t); value != "0" { // which an attempt may repeat
-			sizes = append(sizes, len(value))
-		}
-	}
-	if sizes[0] != 3000 || sizes[1] != 1 {
-		t.Errorf("rows of %v bytes came, want 3000 and then 1", sizes)
-	}
+	takeInOrder(t, kafka.reader(t, "orders"), 1)
+	confirmedPast(t, conn, cfg.Slot, end)
 }
 
 // sum adds up a counter's samples that carry the label.

@@ -35,7 +35,14 @@ type row struct {
 	arena       *arena
 	transaction *transaction
 	topic       *topic
+	id          eventID
+	dead        bool // the record is the row's dead letter
 }
+
+// eventID is the event_id column of a row.
+type eventID [16]byte
+
+func (id eventID) String() string { return string(appendUUID(nil, id[:])) }
 
 // textSize holds a UUID, an int64 and a time in RFC 3339 with nanoseconds.
 const textSize = 36 + 20 + 35

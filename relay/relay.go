@@ -32,6 +32,10 @@ type Relay struct {
 	mu sync.Mutex // guards all below
 	// refused means that the last session ended at a row that Kafka would not take.
 	refused bool
+	// suspects are the rows of which one was refused in company, see refusal.
+	suspects suspects
+	// doomed are the rows that were refused alone and are to be dead letters.
+	doomed map[eventID]*refusal
 	// notReady is why nothing streams, nil while it does.
 	notReady error
 	// stalled is why nothing is acknowledged although it streams, nil while all is well.
@@ -164,6 +168,10 @@ func (r *Relay) report(err error, backoff time.Duration) time.Duration {
 	delay := jittered(backoff)
 	var refused *refusal
 	if errors.As(err, &refused) {
+		if refused.poison() {
+			r.condemn(refused)
+			return delay
+		}
 		r.mu.Lock()
 		r.refused = true
 		r.mu.Unlock()

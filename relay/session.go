@@ -41,6 +41,10 @@ type session struct {
 	transaction *transaction
 	lastTopic   *topic
 	unpushed    bool // records were produced since the last push
+
+	// What earlier sessions learnt of rows that were refused; they do not change.
+	suspects suspects
+	doomed   map[eventID]*refusal
 }
 
 const (
@@ -69,6 +73,7 @@ func (r *Relay) runSession(ctx context.Context) error {
 		return err
 	}
 	s.wire.push = s.push
+	s.suspects, s.doomed = r.verdicts()
 	r.streaming()
 	defer r.metrics.leader.Set(0)
 	r.metrics.leader.Set(1)
@@ -234,7 +239,7 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 		if err != nil {
 			return err
 		}
-		s.transaction = s.tracker.begin(pgoutput.Time(begin.Micros))
+		s.transaction = s.tracker.begin(begin.CommitLSN, pgoutput.Time(begin.Micros))
 		s.wire.behind = header.Micros-begin.Micros > behindAfter.Microseconds()
 	case pgoutput.KindCommit:
 		commit, err := pgoutput.ParseCommit(message)
@@ -276,6 +281,34 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 	if err := l.values(s.tuple); err != nil {
 		return err
 	}
+	r := in.nextRow(s.newRow)
+	r.layout, r.arena, r.transaction = l, in, x
+	if err := s.compose(ctx, r); err != nil {
+		var no *refusal
+		if !errors.As(err, &no) || !no.poison() {
+			return err
+		}
+		if err := s.bury(ctx, r, no); err != nil {
+			return err
+		}
+	}
+	x.sent++
+	s.unpushed = true
+	s.kafka.client.Produce(context.Background(), &r.record, r.promise)
+	if s.alone(r) {
+		return s.await(ctx)
+	}
+	return nil
+}
+
+// compose makes the row's record, or returns its [refusal] or why that cannot be told.
+func (s *session) compose(ctx context.Context, r *row) error {
+	l := r.layout
+	r.dead = false
+	copy(r.id[:], s.tuple[l.index[fieldEventID]].Data)
+	if no, doomed := s.doomed[r.id]; doomed {
+		return no
+	}
 	if err := s.chooseTopic(ctx, s.tuple[l.index[fieldTopic]].Data); err != nil {
 		if errors.Is(context.Cause(ctx), errStopped) {
 			return errStopped
@@ -285,17 +318,21 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 		}
 		return err
 	}
-	r := in.nextRow(s.newRow)
-	r.layout, r.arena, r.transaction, r.topic = l, in, x, s.lastTopic
-	if err := l.fill(r, s.tuple, x, s.names); err != nil {
+	r.topic = s.lastTopic
+	if err := l.fill(r, s.tuple, r.transaction, s.names); err != nil {
 		return l.refuse(s.tuple, reasonHeaders, err)
 	}
 	if size := recordSize(&r.record); size > r.topic.limit {
 		return l.refuse(s.tuple, reasonTooLarge, fmt.Errorf("the record takes up to %d bytes, the topic takes %d", size, r.topic.limit))
 	}
-	x.sent++
-	s.unpushed = true
-	s.kafka.client.Produce(context.Background(), &r.record, r.promise)
+	return nil
+}
+
+// await returns when everything produced is acknowledged or refused.
+func (s *session) await(ctx context.Context) error {
+	if s.kafka.client.Flush(ctx) != nil {
+		return context.Cause(ctx)
+	}
 	return nil
 }
 
@@ -322,15 +359,18 @@ func (s *session) newRow() *row {
 // A refused record is never counted, so the watermark stays in front of its transaction for good; the
 // session ends and everything behind it is sent again. The client has failed what it had buffered for
 // the partition by then, and forgets its sequence: a row of the same key that the reader hands over
-// between that moment and this call could overtake. Known causes are refused by the reader before
-// anything behind them is sent (size, missing topics), which leaves rights withdrawn and brokers that
+// between that moment and this call could overtake. Known causes are met by the reader before anything
+// behind them is sent (size, names, missing topics), which leaves rights withdrawn and brokers that
 // change their mind, where what comes behind is refused alike.
 func (s *session) settle(r *row, err error) {
 	if err != nil {
 		if s.life.Err() == nil {
-			s.end(r.refuse(err))
+			s.end(s.refuse(r, err))
 		}
 		return
+	}
+	if r.dead {
+		s.relay.buried(r.id)
 	}
 	x, in, committed := r.transaction, r.arena, r.record.Timestamp
 	r.topic.published.Inc()

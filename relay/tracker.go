@@ -36,6 +36,7 @@ type tracker struct {
 type transaction struct {
 	next *transaction
 	end  pgoutput.LSN // 0 while open
+	lsn  pgoutput.LSN // of its commit record: with a row's place in it, the row's identity
 
 	committed   time.Time
 	committedAt []byte // committed in RFC 3339, shared by the headers of its records
@@ -55,7 +56,7 @@ const unsettled = 1 << 40
 func (x *transaction) acknowledge() (done bool) { return x.pending.Add(-1) == 0 }
 
 // begin opens the next transaction.
-func (t *tracker) begin(committed time.Time) *transaction {
+func (t *tracker) begin(lsn pgoutput.LSN, committed time.Time) *transaction {
 	t.mu.Lock()
 	t.advance()
 	x := t.free
@@ -70,7 +71,7 @@ func (t *tracker) begin(committed time.Time) *transaction {
 		t.tail.next = x
 	}
 	t.tail, t.open = x, true
-	x.next, x.end, x.sent = nil, 0, 0
+	x.next, x.end, x.lsn, x.sent = nil, 0, lsn, 0
 	x.pending.Store(unsettled)
 	t.mu.Unlock()
 	x.committed = committed
@@ -127,6 +128,16 @@ func (t *tracker) isOpen() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.open
+}
+
+// newest returns the commit record's position of the transaction that was begun last, 0 if none waits.
+func (t *tracker) newest() pgoutput.LSN {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.tail == nil {
+		return 0
+	}
+	return t.tail.lsn
 }
 
 // oldest returns when the oldest waiting transaction committed, the zero time if none waits.

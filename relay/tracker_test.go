@@ -44,7 +44,7 @@ func TestWatermarkNeverPassesAnUnacknowledgedTransaction(t *testing.T) {
 				if open() != nil {
 					t.Skip("one transaction at a time")
 				}
-				history = append(history, &modelTransaction{handle: subject.begin(time.Unix(1, 0))})
+				history = append(history, &modelTransaction{handle: subject.begin(1, time.Unix(1, 0))})
 			},
 			"send": func(t *rapid.T) {
 				x := open()
@@ -149,7 +149,7 @@ func TestTrackerUnderConcurrentAcknowledgements(t *testing.T) {
 		}
 	})
 	for i := range transactions {
-		x := subject.begin(time.Unix(int64(i), 0))
+		x := subject.begin(1, time.Unix(int64(i), 0))
 		for range records {
 			x.sent++
 			promises <- x

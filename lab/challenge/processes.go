@@ -2,7 +2,6 @@ package challenge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,10 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"converge/internal/process"
 )
 
 // child is one real process of the pipeline, in a process group of its own, so that a fault hits it and
@@ -26,8 +26,15 @@ type child struct {
 	log    string // a file: what the process prints is appended
 
 	cmd  *exec.Cmd // nil: not running
-	done chan struct{}
-	err  error // how it ended; valid once done is closed
+	done <-chan struct{}
+}
+
+// err returns how the process ended, nil for cleanly. done must be closed.
+func (c *child) err() error {
+	if c.cmd.ProcessState.Success() {
+		return nil
+	}
+	return &exec.ExitError{ProcessState: c.cmd.ProcessState}
 }
 
 func (c *child) base() string { return "http://" + c.http }
@@ -64,23 +71,10 @@ func (c *child) start() error {
 	defer file.Close() // the child has its own
 	cmd := exec.Command(c.binary, c.args...)
 	cmd.Stdout, cmd.Stderr, cmd.Env = file, file, environment()
-	cmd.SysProcAttr = attributes()
-	started, done := make(chan error), make(chan struct{})
-	c.cmd, c.done, c.err = cmd, done, nil
-	go func() {
-		runtime.LockOSThread() // the child ends with the thread that started it
-		defer runtime.UnlockOSThread()
-		defer close(done)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			c.err = cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		c.cmd = nil
+	if c.done, err = process.StartChild(cmd); err != nil {
 		return fmt.Errorf("starting %s: %w", c.name, err)
 	}
+	c.cmd = cmd
 	return nil
 }
 
@@ -120,8 +114,8 @@ func (c *child) stop() error {
 	defer timer.Stop()
 	select {
 	case <-c.done:
-		if c.err != nil {
-			return fmt.Errorf("%s ended: %w", c.name, c.err)
+		if err := c.err(); err != nil {
+			return fmt.Errorf("%s ended: %w", c.name, err)
 		}
 		return nil
 	case <-timer.C:
@@ -146,7 +140,7 @@ func (c *child) ready(ctx context.Context) error {
 		select {
 		case <-ticker.C:
 		case <-c.done:
-			return fmt.Errorf("%s ended before it was ready: %w\n%s", c.name, errors.Join(c.err), c.tail())
+			return fmt.Errorf("%s ended before it was ready: %v\n%s", c.name, c.cmd.ProcessState, c.tail())
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %s to be ready (%s): %w\n%s", c.name, reason, ctx.Err(), c.tail())
 		}

@@ -34,7 +34,7 @@ func (r *run) play(ctx context.Context) error {
 	}
 	for name, c := range r.processes {
 		if c.ended() {
-			r.timeline.say("%s has ended of itself (%v); see %s", name, c.err, c.log)
+			r.timeline.say("%s has ended of itself (%v); see %s", name, c.err(), c.log)
 		}
 	}
 	r.timeline.enter("reading the topic, the journals and the views", 0)
