@@ -277,30 +277,87 @@ func TestABatchIsTakenInAsIfOneByOne(t *testing.T) {
 	}
 }
 
-// Two batches with the same users in opposite orders do not deadlock, also when nobody knows the users yet.
+// Two batches with the same users in opposite orders do not deadlock, also when nobody knows the users yet:
+// each has begun with its first user when both wait for the one in the middle.
 func TestBatchesOfTheSameUsersDoNotDeadlock(t *testing.T) {
 	w := newWorld(t)
-	var g errgroup.Group
-	const batches, users = 8, 20
-	for b := range batches {
-		var events []*event.Event
-		for i := range users {
-			user := i
-			if b%2 == 1 {
-				user = users - 1 - i
-			}
-			e := updated(t, fmt.Sprint("u-", user), int64(b+1))
-			e.Partition = int32(b)
+	batch := func(partition int32, version int64, users ...string) (events []*event.Event) {
+		for _, user := range users {
+			e := updated(t, user, version)
+			e.Partition = partition
 			events = append(events, e)
 		}
-		g.Go(func() error { return w.deliver(t.Context(), events...) })
+		return events
+	}
+	var g errgroup.Group
+	if err := pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {
+		if err := w.s.apply(t.Context(), tx, batch(1, 1, "m")); err != nil {
+			return err
+		}
+		g.Go(func() error { return w.deliver(t.Context(), batch(2, 2, "a", "m", "z")...) })
+		g.Go(func() error { return w.deliver(t.Context(), batch(3, 3, "z", "m", "a")...) })
+		awaitBlocked(t, w.url, 2)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	for i := range users {
-		if p, _ := w.shown(fmt.Sprint("u-", i)); p.Version != batches {
+	for _, user := range []string{"a", "m", "z"} {
+		if p, _ := w.shown(user); p.Version != 3 {
 			t.Errorf("%+v", p)
+		}
+	}
+}
+
+// Of two transactions that hear of a user for the first time, the later waits, and compares again.
+func TestAFirstVersionThatComesLateChangesNothing(t *testing.T) {
+	w := newWorld(t)
+	newer, older := updated(t, "u-1", 5), updated(t, "u-1", 3)
+	newer.Partition, older.Partition = 1, 2
+	var g errgroup.Group
+	if err := pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {
+		if err := w.s.apply(t.Context(), tx, []*event.Event{newer}); err != nil {
+			return err
+		}
+		g.Go(func() error { return w.deliver(t.Context(), older) })
+		awaitBlocked(t, w.url, 1)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := w.shown("u-1"); p.Version != 5 || p.DisplayName != "version 5" {
+		t.Errorf("%+v", p)
+	}
+}
+
+// awaitBlocked returns when so many sessions of the database wait for another's lock.
+func awaitBlocked(t *testing.T, url string, sessions int) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var blocked int
+		if err := conn.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0").Scan(&blocked); err != nil {
+			t.Fatalf("%d sessions wait for a lock, not %d: %v", blocked, sessions, err)
+		}
+		if blocked >= sessions {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
 		}
 	}
 }

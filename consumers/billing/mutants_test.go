@@ -1,0 +1,35 @@
+package billing
+
+import (
+	"testing"
+
+	"converge/internal/mutants"
+	"converge/internal/pgtest"
+)
+
+var faults = []mutants.Fault{
+	{"consumers/billing/billing.go", "batch.Queue(applySQL, e.ID,",
+		`batch.Queue(plantedText("versions are not compared", plantedText("an event that changes nothing is not noted", applySQL,
+		"SELECT $1, $2, $3, NOT EXISTS (SELECT FROM changed)", "SELECT $1, $2, $3, false FROM changed"),
+		"WHERE a.version < excluded.version", "WHERE true"), e.ID,`},
+	{"consumers/billing/billing.go", "case p.Version < 1:", `case p.Version < 1 && !planted("version 0 is taken"):`},
+	{"consumers/billing/billing.go", "readmodel.QueueAdvance(&batch, []*event.Event{e})",
+		`if !planted("the progress is not kept") {
+		readmodel.QueueAdvance(&batch, []*event.Event{e})
+	}`},
+}
+
+var verdicts = map[string]mutants.Verdict{
+	"versions are not compared":                  {"TestAnOlderVersionChangesNothing", "Version:4"},
+	"an event that changes nothing is not noted": {"TestAnOlderVersionChangesNothing", "v1 superseded"},
+	"version 0 is taken":                         {"TestWhatIsNoProfileIsADeadLetterAtOnce", "version 0"},
+	"the progress is not kept":                   {"TestTheLagIsShown", "an event an hour old: 0 s"},
+}
+
+// The tests are worth what they catch: each planted fault must be found, for its reason.
+func TestTheTestsFindPlantedFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package anew")
+	}
+	mutants.Find(t, "../..", "converge/consumers/billing", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
+}
