@@ -17,6 +17,9 @@ import (
 	"converge/internal/sandbox"
 )
 
+// The tests of this kind mostly wait, for sessions that time out and outages that are noticed: they run side by
+// side.
+
 // apart is the topology of docker-compose.yml: the same commands, each a process of its own, against a
 // PostgreSQL, a Kafka and a registry that are none of theirs.
 type apart struct {
@@ -179,6 +182,7 @@ func (f *flow) more(t *testing.T, n int64) {
 }
 
 func TestEndToEndApartEveryProcessMayBeKilledAndNothingIsLostOrDoubled(t *testing.T) {
+	t.Parallel()
 	a := startApart(t)
 	orders, inventory := a.processes["orders"], a.processes["inventory"]
 	stock := inventory.available("BOOK-1")
@@ -242,6 +246,7 @@ func (a *apart) shows(name, path, member string, value any) {
 }
 
 func TestEndToEndApartAnOutageOfKafkaOrPostgreSQLPausesAndBurnsNothing(t *testing.T) {
+	t.Parallel()
 	// No order ends by its deadline: only its card and its address decide.
 	a := startApart(t, "CONVERGE_ORDER_DEADLINE=10m")
 	if !a.kafka.Own() {

@@ -29,6 +29,7 @@ func migrate(t *testing.T, args ...string) {
 }
 
 func TestEndToEndApartWhatStartsWithoutKafkaWaitsAndSaysSo(t *testing.T) {
+	t.Parallel()
 	kafka := startKafka(t)
 	if !kafka.Own() {
 		t.Skip("KAFKA_BROKERS names a cluster that is not this test's to kill")
@@ -55,6 +56,7 @@ func TestEndToEndApartWhatStartsWithoutKafkaWaitsAndSaysSo(t *testing.T) {
 }
 
 func TestEndToEndApartWhatStartsWithoutItsDatabaseWaitsAndSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	kafka, addr := startKafka(t), freeAddr(t)
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -130,6 +132,7 @@ func replicaLevel(t *testing.T) string {
 }
 
 func TestEndToEndApartADatabaseWithoutLogicalDecodingIsRefusedWithTheFix(t *testing.T) {
+	t.Parallel()
 	database, kafka := replicaLevel(t), startKafka(t)
 	migrate(t, "--database", database, "--brokers", kafka.Brokers())
 	for name, args := range map[string][]string{
