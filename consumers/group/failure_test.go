@@ -349,3 +349,23 @@ func TestDataThatTheDatabaseCannotHoldIsADeadLetter(t *testing.T) {
 		t.Errorf("dead letters: %v", letters)
 	}
 }
+
+// The key is held in one batch; its later events come in others, while the head waits long enough for all
+// of them to have overtaken it.
+func TestLaterEventsWaitBehindAHeldKey(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.relay()
+	list := facts(60, 2, 1)
+	m := w.start(w.config(tally{"a", func(_ context.Context, e *event.Event) error {
+		if e.ID == list[0].id && e.Attempt == 0 {
+			return event.RetryAfter(errors.New("busy"), 400*time.Millisecond)
+		}
+		return nil
+	}}))
+	w.produce(list[:10]...)
+	m.counts(t, 1, "converge_consumer_events_total", "outcome", "retried")
+	w.produce(list[10:]...)
+	w.settled()
+	w.check(list, nil)
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
@@ -253,14 +254,11 @@ func complaints(effects []effect, list []fact, dead map[uuid.UUID]bool) (found [
 	return found
 }
 
+// check ends the test when the checker has complaints.
 func (w *world) check(list []fact, dead map[uuid.UUID]bool) {
 	w.t.Helper()
-	found := complaints(w.effects(), list, dead)
-	for _, c := range found[:min(len(found), 10)] {
-		w.t.Error(c)
-	}
-	if len(found) > 10 {
-		w.t.Errorf("and %d more", len(found)-10)
+	if found := complaints(w.effects(), list, dead); len(found) > 0 {
+		w.t.Fatalf("%d complaints:\n%s", len(found), strings.Join(found[:min(len(found), 10)], "\n"))
 	}
 }
 
