@@ -190,7 +190,7 @@ func TestAccountsConvergeWhateverTheOrder(t *testing.T) {
 	w := newWorld(t)
 	world, round := w, 0
 	rapid.Check(t, func(t *rapid.T) {
-		w := &*world
+		w := *world
 		w.t = t
 		round++
 		users := rapid.IntRange(1, 2).Draw(t, "users")

@@ -128,7 +128,7 @@ func build(t *testing.T, root, pkg string, faults []Fault) (binary string) {
 		t.Fatal(err)
 	}
 	binary = filepath.Join(dir, "planted.test")
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-overlay", file, "-o", binary, pkg).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", file, "-o", binary, pkg).CombinedOutput()
 	if err != nil {
 		t.Fatalf("building with the faults: %v\n%s", err, out)
 	}
