@@ -338,6 +338,19 @@ func (g *Group) tellKafka(ctx context.Context) {
 	defer cancel()
 	if err := commit(ctx, g.client, offsets); err != nil {
 		g.cfg.Logger.Debug("telling Kafka the offsets", "group", g.cfg.Name, "error", err)
+		g.tellAgain(offsets)
+	}
+}
+
+// tellAgain keeps offsets that Kafka did not take for the next time. Nothing is reached meanwhile: Kafka is
+// told by whoever polls, and by callbacks that wait for it.
+func (g *Group) tellAgain(offsets map[string]map[int32]kgo.EpochOffset) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for topic, ids := range offsets {
+		for id, offset := range ids {
+			g.hints[partition{topic, id}] = offset.Offset
+		}
 	}
 }
 
