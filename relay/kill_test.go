@@ -11,9 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -23,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"converge/internal/mutants"
 	"converge/internal/process"
 	"converge/relay"
 )
@@ -328,58 +327,24 @@ func TestKillingTheRelayLosesNothing(t *testing.T) {
 	}
 }
 
-// mutants are faults that popular relays have had. Each is planted in a copy of the source; the kill
-// test must find it, or it proves nothing.
-var mutants = []struct{ name, file, old, new string }{
-	{"confirms what it has received", "tracker.go",
-		"x != nil && x.pending.Load() == 0", "x != nil && x.end != 0"},
-	{"confirms a keepalive while transactions wait", "tracker.go",
-		"if t.head == nil {\n\t\t// A keepalive", "if !t.open {\n\t\t// A keepalive"},
+// plants are faults that popular relays have had. The kill test must find each, or it proves nothing.
+var plants = map[string]mutants.Fault{
+	"confirms what it has received": {File: "relay/tracker.go",
+		Old: "x != nil && x.pending.Load() == 0", New: "x != nil && x.end != 0"},
+	"confirms a keepalive while transactions wait": {File: "relay/tracker.go",
+		Old: "if t.head == nil {\n\t\t// A keepalive", New: "if !t.open {\n\t\t// A keepalive"},
 }
 
 func TestKillTestCatchesPlantedFaults(t *testing.T) {
 	t.Parallel()
-	for _, m := range mutants {
-		t.Run(m.name, func(t *testing.T) {
-			if f := killTest(t, buildMutant(t, m.file, m.old, m.new), 4, uint64(time.Now().UnixNano())); f.lost == 0 {
+	for name, fault := range plants {
+		t.Run(name, func(t *testing.T) {
+			mutant := mutants.Build(t, []mutants.Fault{fault}, "test", "-c", "-vet=off", "converge/relay")
+			if f := killTest(t, mutant, 4, uint64(time.Now().UnixNano())); f.lost == 0 {
 				t.Errorf("the checker found nothing wrong: %+v", f)
 			} else {
 				t.Logf("caught: %d rows lost, as in %s", f.lost, f.example)
 			}
 		})
 	}
-}
-
-// buildMutant builds this test binary with old replaced by new in one file of the relay.
-func buildMutant(t *testing.T, file, old, new string) string {
-	t.Helper()
-	original, err := filepath.Abs(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.ReadFile(original)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(string(source), old); n != 1 {
-		t.Fatalf("%q occurs %d times in %s: the mutant has to be planted anew", old, n, file)
-	}
-	dir := t.TempDir()
-	mutated := filepath.Join(dir, file)
-	if err := os.WriteFile(mutated, []byte(strings.Replace(string(source), old, new, 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: mutated}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	overlayFile := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(overlayFile, overlay, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(dir, "mutant")
-	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlayFile, "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("building the mutant: %v\n%s", err, out)
-	}
-	return binary
 }

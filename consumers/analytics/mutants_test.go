@@ -37,5 +37,5 @@ func TestTheTestsFindPlantedFaults(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package anew")
 	}
-	mutants.Find(t, "../..", "converge/consumers/analytics", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
+	mutants.Find(t, "converge/consumers/analytics", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
 }

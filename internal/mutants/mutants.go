@@ -1,23 +1,26 @@
-// Package mutants builds a package's tests with faults in its code, to show that the tests find them.
+// Package mutants builds code with faults in it, to show that the tests find them.
 //
-// The guarantee: one build holds every fault, each behind a switch that is off, and the sources on disk
-// stay as they are; a fault whose place in the code has moved fails the build rather than testing nothing.
-// It cannot tell a fault that is found from a test that fails for another reason: compare what the tests
-// say with what they should.
+// The guarantee: one build holds every fault, each behind a switch that is off unless its fault is meant
+// to be there always, and the sources on disk stay as they are; a fault whose place in the code has moved
+// fails the build rather than testing nothing. It cannot tell a fault that is found from a test that fails
+// for another reason: compare what the tests say with what they should.
 package mutants
 
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// Fault replaces Old, which stands once in File, by New. New switches itself on by planted("its name"), or
-// by plantedText("its name", text, old, new), which returns text with old replaced by new.
+// Fault replaces Old, which stands once in File, by New. New may switch itself on by planted("its name"),
+// or by plantedText("its name", text, old, new), which returns text with old replaced by new; then it is
+// there while the environment has PLANTED=its name.
 type Fault = struct {
 	File     string // from the module's root
 	Old, New string
@@ -52,13 +55,13 @@ type Verdict = struct {
 }
 
 // Find builds the tests of pkg, an import path, with the faults, and runs for each fault that verdicts
-// names its test: it must fail with the verdict, and without a fault pass. root is the module's root;
-// environment is added to that of the tests.
-func Find(t *testing.T, root, pkg string, faults []Fault, verdicts map[string]Verdict, environment ...string) {
+// names its test: it must fail with the verdict, and without a fault pass. environment is added to that of
+// the tests.
+func Find(t *testing.T, pkg string, faults []Fault, verdicts map[string]Verdict, environment ...string) {
 	t.Helper()
-	binary := build(t, root, pkg, faults)
+	binary := Build(t, faults, "test", "-c", "-vet=off", pkg)
 	run := func(test, fault string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^"+test+"$", "-test.timeout", "60s")
+		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^"+test+"$", "-test.timeout", "120s")
 		cmd.Env = append(append(os.Environ(), environment...), "PLANTED="+fault)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
@@ -67,11 +70,7 @@ func Find(t *testing.T, root, pkg string, faults []Fault, verdicts map[string]Ve
 	for _, verdict := range verdicts {
 		tests[verdict.Run] = true
 	}
-	var all []string
-	for test := range tests {
-		all = append(all, test)
-	}
-	if out, err := run("("+strings.Join(all, "|")+")", "none"); err != nil {
+	if out, err := run("("+strings.Join(slices.Sorted(maps.Keys(tests)), "|")+")", "none"); err != nil {
 		t.Fatalf("the tests fail without a fault: %v\n%s", err, out)
 	}
 	for fault, verdict := range verdicts {
@@ -87,12 +86,11 @@ func Find(t *testing.T, root, pkg string, faults []Fault, verdicts map[string]Ve
 	}
 }
 
-func build(t *testing.T, root, pkg string, faults []Fault) (binary string) {
+// Build runs go with the arguments, a build or a test -c, on the sources with the faults, and returns the
+// binary.
+func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
 	t.Helper()
-	root, err := filepath.Abs(root)
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := moduleRoot(t)
 	texts := map[string]string{}
 	for _, f := range faults {
 		original := filepath.Join(root, f.File)
@@ -106,7 +104,7 @@ func build(t *testing.T, root, pkg string, faults []Fault) (binary string) {
 			texts[filepath.Join(dir, "planted.go")] = fmt.Sprintf(switches, filepath.Base(dir))
 		}
 		if n := strings.Count(texts[original], f.Old); n != 1 {
-			t.Fatalf("%q stands %d times in %s", f.Old, n, f.File)
+			t.Fatalf("%q stands %d times in %s: the fault has to be planted anew", f.Old, n, f.File)
 		}
 		texts[original] = strings.Replace(texts[original], f.Old, f.New, 1)
 	}
@@ -127,10 +125,28 @@ func build(t *testing.T, root, pkg string, faults []Fault) (binary string) {
 	if err := os.WriteFile(file, overlay, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	binary = filepath.Join(dir, "planted.test")
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", file, "-o", binary, pkg).CombinedOutput()
-	if err != nil {
+	binary = filepath.Join(dir, "planted")
+	last := len(arguments) - 1
+	flags := append(slices.Clone(arguments[:last]), "-ldflags=-s -w", "-overlay", file, "-o", binary, arguments[last])
+	if out, err := exec.CommandContext(t.Context(), "go", flags...).CombinedOutput(); err != nil {
 		t.Fatalf("building with the faults: %v\n%s", err, out)
 	}
 	return binary
+}
+
+// moduleRoot returns the directory that holds go.mod.
+func moduleRoot(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("there is no go.mod above the test")
+		}
+	}
 }

@@ -62,5 +62,5 @@ func TestTheTestsFindPlantedFaults(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package anew")
 	}
-	mutants.Find(t, "../..", "converge/producers/httpapi", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
+	mutants.Find(t, "converge/producers/httpapi", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
 }

@@ -1,17 +1,13 @@
 package orders_test
 
 import (
-	"encoding/json"
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
+
+	"converge/internal/mutants"
 )
 
 // plants are faults for the rules, each behind a switch, so that one build holds them all.
-var plants = []struct{ file, old, new string }{
+var plants = []mutants.Fault{
 	{"consumers/inventory/rules.go", "if s == Released {",
 		`if s == Untouched && planted("inventory leaves no tombstone") {
 			return s, SaidReleased
@@ -76,73 +72,9 @@ func TestModelFindsPlantedFaults(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package anew")
 	}
-	binary := buildWithPlants(t)
-	run := func(fault string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestEverySagaEndsCompletedOrFullyCompensated$")
-		cmd.Env = append(os.Environ(), "PLANTED="+fault)
-		out, err := cmd.CombinedOutput()
-		return string(out), err
+	reasons := map[string]mutants.Verdict{}
+	for fault, says := range verdicts {
+		reasons[fault] = mutants.Verdict{Run: "TestEverySagaEndsCompletedOrFullyCompensated", Says: says}
 	}
-	if out, err := run("none"); err != nil {
-		t.Fatalf("the model fails without a fault: %v\n%s", err, out)
-	}
-	for fault, verdict := range verdicts {
-		t.Run(fault, func(t *testing.T) {
-			out, err := run(fault)
-			if err == nil {
-				t.Fatal("the model found nothing wrong")
-			}
-			if !strings.Contains(out, verdict) {
-				t.Errorf("the model found another reason than %q:\n%.3000s", verdict, out)
-			}
-		})
-	}
-}
-
-func buildWithPlants(t *testing.T) (binary string) {
-	t.Helper()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	replace, texts := map[string]string{}, map[string]string{}
-	for _, p := range plants {
-		original := filepath.Join(root, p.file)
-		if texts[original] == "" {
-			text, err := os.ReadFile(original)
-			if err != nil {
-				t.Fatal(err)
-			}
-			texts[original] = string(text)
-			pkg := filepath.Dir(original)
-			texts[filepath.Join(pkg, "planted.go")] = "package " + filepath.Base(pkg) +
-				"\n\nimport \"os\"\n\nfunc planted(fault string) bool { return os.Getenv(\"PLANTED\") == fault }\n"
-		}
-		if n := strings.Count(texts[original], p.old); n != 1 {
-			t.Fatalf("%q stands %d times in %s", p.old, n, p.file)
-		}
-		texts[original] = strings.Replace(texts[original], p.old, p.new, 1)
-	}
-	for original, text := range texts {
-		file := filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		replace[original] = file
-	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": replace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(file, overlay, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	binary = filepath.Join(dir, "model.test")
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-overlay", file, "-o", binary, "converge/producers/orders").CombinedOutput()
-	if err != nil {
-		t.Fatalf("building with the faults: %v\n%s", err, out)
-	}
-	return binary
+	mutants.Find(t, "converge/producers/orders", plants, reasons)
 }
