@@ -28,7 +28,7 @@ const (
 	table       = service + ".outbox"
 	outboxTable = table
 	// patience bounds every wait for something that should happen soon.
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 )
 
 var slotSerial atomic.Int64

@@ -121,7 +121,7 @@ func replicaLevel(t *testing.T) string {
 		_ = server.Process.Signal(syscall.SIGINT) // ended already: done says so
 		<-done
 	})
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		conn, err := pgx.Connect(t.Context(), p.URL())
 		if err == nil {
 			return conn.Close(t.Context())

@@ -32,7 +32,7 @@ func TestEndToEndUpServesTheWholeChoreographyAndSurvivesKillNine(t *testing.T) {
 	if again := up.order("one", "card-ok", 2); again != done {
 		t.Errorf("the same Idempotency-Key made order %s beside %s", again, done)
 	}
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if got := up.available("BOOK-1"); got != stock-2 {
 			return fmt.Errorf("available is %v, want %v: two sold, three back", got, stock-2)
 		}
@@ -63,7 +63,7 @@ func TestEndToEndUpServesTheWholeChoreographyAndSurvivesKillNine(t *testing.T) {
 		t.Fatalf("PUT /profiles after the restart: %v", err)
 	}
 	again.viewsAgree("u-1", 2)
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if got := again.available("BOOK-1"); got != stock-22 {
 			return fmt.Errorf("available is %v, want %v", got, stock-22)
 		}
@@ -94,7 +94,7 @@ func (r *running) viewsAgree(user string, version float64) {
 // noProcessUses fails when a process still names dir in its command line.
 func noProcessUses(t *testing.T, dir string) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		out, err := exec.Command("ps", "-eo", "pid,args").Output()
 		if err != nil {
 			return err
@@ -172,7 +172,7 @@ func TestEndToEndKcatIsAtHome(t *testing.T) {
 	}
 
 	// The dead letter is on its topic, with its bytes and its cause.
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		out, err := exec.Command(kcat, "-b", kafka, "-C", "-e", "-q", "-t", "identity.analytics.dlq", "-f", "%s|%h\n").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("kcat -C: %w: %s", err, out)

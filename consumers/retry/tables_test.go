@@ -23,7 +23,7 @@ const (
 	topic    = "orders"
 )
 
-var patience = 20 * time.Second
+var patience = time.Minute
 
 // tables returns a pool on a fresh schema with the tables of a consumer.
 func tables(t testing.TB) *pgxpool.Pool {
