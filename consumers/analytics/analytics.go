@@ -26,6 +26,7 @@ import (
 
 	"converge/consumers/event"
 	"converge/consumers/readmodel"
+	"converge/internal/pipeline"
 	"converge/producers/httpapi"
 	"converge/schemas"
 )
@@ -184,7 +185,7 @@ func save(ctx context.Context, tx pgx.Tx, c *content, j *journal) error {
 		batch.Queue(upsertSQL, c.users, c.versions, c.emails, c.names, c.addresses, c.marketing, c.updated)
 	}
 	batch.Queue(journalSQL, j.ids, j.users, j.versions, j.superseded)
-	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+	if err := pipeline.Send(ctx, tx, &batch); err != nil {
 		return fmt.Errorf("saving profiles: %w", err)
 	}
 	return nil

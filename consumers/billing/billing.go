@@ -22,6 +22,7 @@ import (
 
 	"converge/consumers/event"
 	"converge/consumers/readmodel"
+	"converge/internal/pipeline"
 	"converge/producers/httpapi"
 	"converge/schemas"
 )
@@ -76,7 +77,7 @@ func apply(ctx context.Context, tx pgx.Tx, e *event.Event, p schemas.ProfileUpda
 	var batch pgx.Batch
 	readmodel.QueueAdvance(&batch, []*event.Event{e})
 	batch.Queue(applySQL, e.ID, p.UserID, p.Version, p.Email, p.DisplayName, p.Address, p.MarketingOptIn, readmodel.Occurred(e))
-	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+	if err := pipeline.Send(ctx, tx, &batch); err != nil {
 		return fmt.Errorf("applying a profile to an account: %w", err)
 	}
 	return nil

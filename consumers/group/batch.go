@@ -15,6 +15,7 @@ import (
 	"converge/consumers/event"
 	"converge/consumers/inbox"
 	"converge/consumers/retry"
+	"converge/internal/pipeline"
 )
 
 var (
@@ -188,15 +189,11 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	// A batch that has begun is finished: a drain waits for it, and the time is bounded.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
 	defer cancel()
-	tx, err := g.begin(ctx)
-	if err != nil {
-		return fmt.Errorf("beginning a batch: %w", err)
-	}
-	defer rollback(tx)
-	events, duplicates, anyHeld, err := g.takeOn(ctx, tx, b)
+	tx, events, duplicates, anyHeld, err := g.takeOn(ctx, b)
 	if err != nil {
 		return err
 	}
+	defer rollback(tx)
 	var held map[string]bool
 	if anyHeld {
 		keys := make([]string, len(events))
@@ -225,33 +222,35 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	return nil
 }
 
-// takeOn moves the fence, puts the events into the inbox and asks whether anything is held, in one round
-// trip. It returns the events that are fresh, in order.
-func (g *Group) takeOn(ctx context.Context, tx pgx.Tx, b batch) (fresh []*event.Event, duplicates int, anyHeld bool, err error) {
-	var queries pgx.Batch
+// takeOn begins the transaction, moves the fence, puts the events into the inbox and asks whether anything
+// is held, in one round trip. It returns the events that are fresh, in order.
+func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*event.Event, duplicates int, anyHeld bool, err error) {
 	var moved int64
-	queries.Queue(fenceSQL, g.cfg.Name, b.topic, b.id, b.expected, b.next).Exec(func(tag pgconn.CommandTag) error {
-		moved = tag.RowsAffected()
-		return nil
-	})
 	isFresh := map[uuid.UUID]bool{}
-	if len(b.events) > 0 {
-		entries := make([]inbox.Entry, len(b.events))
-		for i, e := range b.events {
-			entries[i] = inbox.Entry{ID: e.ID, Day: inbox.Day(e.ID, e.OccurredAt)}
-		}
-		inbox.Queue(&queries, g.cfg.Name, entries, func(ids []uuid.UUID) {
-			for _, id := range ids {
-				isFresh[id] = true
-			}
+	tx, err = g.begin(ctx, func(queries *pgx.Batch) {
+		queries.Queue(fenceSQL, g.cfg.Name, b.topic, b.id, b.expected, b.next).Exec(func(tag pgconn.CommandTag) error {
+			moved = tag.RowsAffected()
+			return nil
 		})
-		g.ladder.QueueAnyHeld(&queries, b.topic, &anyHeld)
-	}
-	if err := tx.SendBatch(ctx, &queries).Close(); err != nil {
-		return nil, 0, false, fmt.Errorf("taking a batch on: %w", err)
+		if len(b.events) > 0 {
+			entries := make([]inbox.Entry, len(b.events))
+			for i, e := range b.events {
+				entries[i] = inbox.Entry{ID: e.ID, Day: inbox.Day(e.ID, e.OccurredAt)}
+			}
+			inbox.Queue(queries, g.cfg.Name, entries, func(ids []uuid.UUID) {
+				for _, id := range ids {
+					isFresh[id] = true
+				}
+			})
+			g.ladder.QueueAnyHeld(queries, b.topic, &anyHeld)
+		}
+	})
+	if err != nil {
+		return nil, nil, 0, false, fmt.Errorf("taking a batch on: %w", err)
 	}
 	if moved == 0 {
-		return nil, 0, false, errFenced
+		rollback(tx)
+		return nil, nil, 0, false, errFenced
 	}
 	for _, e := range b.events {
 		if !isFresh[e.ID] {
@@ -261,7 +260,7 @@ func (g *Group) takeOn(ctx context.Context, tx pgx.Tx, b batch) (fresh []*event.
 		delete(isFresh, e.ID) // the batch may hold it twice
 		fresh = append(fresh, e)
 	}
-	return fresh, duplicates, anyHeld, nil
+	return tx, fresh, duplicates, anyHeld, nil
 }
 
 // commitBatch commits. When the reply is lost, the stored offset tells whether it happened.
@@ -272,6 +271,9 @@ func (g *Group) commitBatch(ctx context.Context, tx pgx.Tx, b batch) error {
 	}
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) || errors.Is(err, pgx.ErrTxCommitRollback) {
+		if !b.careful && !ofTheDatabase(err) {
+			return errRefused // of a statement that a handler has put off: with care it shows whose
+		}
 		return fmt.Errorf("committing a batch: %w", err)
 	}
 	stored, readErr := g.readStored(ctx, []partition{b.partition})
@@ -286,9 +288,11 @@ func (g *Group) commitBatch(ctx context.Context, tx pgx.Tx, b batch) error {
 
 // begin begins a transaction that the server ends when this process falls silent. A machine that dies
 // closes no connection: its transaction would keep the fence locked until TCP gives up, hours later.
-func (g *Group) begin(ctx context.Context) (pgx.Tx, error) {
-	return g.cfg.Pool.BeginTx(ctx, pgx.TxOptions{BeginQuery: fmt.Sprintf(
-		"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d", (g.cfg.BatchTime + graceTime).Milliseconds())})
+func (g *Group) begin(ctx context.Context, queue func(*pgx.Batch)) (*pipeline.Tx, error) {
+	return pipeline.Begin(ctx, g.cfg.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
+		batch.Queue(fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (g.cfg.BatchTime + graceTime).Milliseconds()))
+		queue(batch)
+	})
 }
 
 // graceTime is how much longer than a batch's own bound the server waits.

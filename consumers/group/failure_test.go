@@ -369,3 +369,25 @@ func TestLaterEventsWaitBehindAHeldKey(t *testing.T) {
 	w.settled()
 	w.check(list, nil)
 }
+func TestAnIDThatDiesTwiceDoesNotStopThePartition(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.relay()
+	id := uuid.New().String()
+	for _, day := range []string{"2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"} {
+		w.produceRecords(&kgo.Record{Topic: topic, Key: []byte("k"), Value: []byte("rubbish"), Headers: []kgo.RecordHeader{
+			{Key: "event_type", Value: []byte(eachKind)}, {Key: "event_id", Value: []byte(id)}, {Key: "occurred_at", Value: []byte(day)}}})
+	}
+	good := facts(2, 1, 1)
+	w.produce(good...)
+	cfg := w.config(tally{name: "a"})
+	cfg.MaxEvents = 1 // in one batch the second is a duplicate of the first
+	w.start(cfg)
+	w.settled()
+	w.check(good, nil)
+	letters, err := retry.List(t.Context(), w.pool, retry.Filter{Consumer: service})
+	must(t, err)
+	if len(letters) != 1 || letters[0].Deaths != 2 {
+		t.Errorf("dead letters: %+v", letters)
+	}
+}

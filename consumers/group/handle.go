@@ -10,6 +10,7 @@ import (
 
 	"converge/consumers/event"
 	"converge/consumers/retry"
+	"converge/internal/pipeline"
 	"converge/producers/outbox"
 )
 
@@ -32,6 +33,11 @@ func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, he
 	if !careful {
 		if err := g.handleTogether(ctx, tx, ready); err != nil {
 			return outcome{}, err
+		}
+		if len(r.dead)+len(r.waiting) > 0 { // what is written of these is none of the handlers' doing
+			if err := flush(ctx, tx); err != nil {
+				return outcome{}, err
+			}
 		}
 		r.applied = ready
 		return r, nil
@@ -99,6 +105,9 @@ func (g *Group) handleAlone(ctx context.Context, tx pgx.Tx, e *event.Event) (ref
 		return nil, fmt.Errorf("setting a savepoint: %w", err)
 	}
 	if refusal = g.call(ctx, savepoint, []*event.Event{e}); refusal == nil {
+		refusal = pipeline.Flush(ctx, savepoint)
+	}
+	if refusal == nil {
 		if err := savepoint.Commit(ctx); err != nil {
 			return nil, fmt.Errorf("releasing a savepoint: %w", err)
 		}
@@ -111,6 +120,17 @@ func (g *Group) handleAlone(ctx context.Context, tx pgx.Tx, e *event.Event) (ref
 		return nil, fmt.Errorf("rolling back to a savepoint: %w", err)
 	}
 	return refusal, nil
+}
+
+// flush runs what handlers have put off. Without care nobody can tell whose it was.
+func flush(ctx context.Context, tx pgx.Tx) error {
+	if err := pipeline.Flush(ctx, tx); err != nil {
+		if ofTheDatabase(err) {
+			return fmt.Errorf("applying a batch: %w", err)
+		}
+		return errRefused
+	}
+	return nil
 }
 
 func ofTheDatabase(err error) bool {

@@ -112,7 +112,7 @@ const (
 
 func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, careful bool) (drainState, error) {
 	began := time.Now()
-	tx, err := g.begin(ctx)
+	tx, err := g.begin(ctx, func(*pgx.Batch) {})
 	if err != nil {
 		return over, fmt.Errorf("beginning a retry: %w", err)
 	}
@@ -164,6 +164,9 @@ func (g *Group) handleHeld(ctx context.Context, tx pgx.Tx, turn retry.Turn, wait
 			events[i] = w.Event
 		}
 		if err := g.handleTogether(ctx, tx, events); err != nil {
+			return r, err
+		}
+		if err := flush(ctx, tx); err != nil {
 			return r, err
 		}
 		r.Done = waiting

@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/pipeline"
 )
 
 // Migrations creates the stock and the reservations in the schema that search_path names first.
@@ -104,7 +106,7 @@ FROM unnest($1::text[], $2::bigint[]) AS u (sku, pieces)
 WHERE s.sku = u.sku`
 
 // save writes the reservations that changed, and moves between available and reserved what before and
-// after differ by. One round trip.
+// after differ by.
 func save(ctx context.Context, tx pgx.Tx, rows map[string]*reservation, before, after Shelf) error {
 	var ids, states, lines, skus []string
 	var versions, pieces []int64
@@ -127,7 +129,7 @@ func save(ctx context.Context, tx pgx.Tx, rows map[string]*reservation, before, 
 	if len(skus) > 0 {
 		batch.Queue(moveStockSQL, skus, pieces)
 	}
-	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+	if err := pipeline.Send(ctx, tx, &batch); err != nil {
 		return fmt.Errorf("saving reservations: %w", err)
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 
 	"converge/consumers/event"
 	"converge/consumers/readmodel"
+	"converge/internal/pipeline"
 	"converge/producers/httpapi"
 	"converge/schemas"
 )
@@ -146,7 +147,7 @@ func save(ctx context.Context, tx pgx.Tx, events []*event.Event, views map[strin
 	var batch pgx.Batch
 	readmodel.QueueAdvance(&batch, events)
 	batch.Queue(upsertSQL, ids, customers, states, totals, currencies, versions, placed, updated)
-	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+	if err := pipeline.Send(ctx, tx, &batch); err != nil {
 		return fmt.Errorf("saving order views: %w", err)
 	}
 	return nil

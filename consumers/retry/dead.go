@@ -2,7 +2,6 @@ package retry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -13,22 +12,19 @@ import (
 	"converge/producers/outbox"
 )
 
-// ErrLetterState means that a dead letter was not in the state that its death or redrive requires. It is
-// a broken invariant, not a race: the transaction must roll back.
-var ErrLetterState = errors.New("a dead letter is not in the state that it must be in")
-
 const burySQL = `
 INSERT INTO dead_letters (consumer, event_id, event_type, topic, key, partition, "offset", recorded_at, record_key,
                           headers, payload, error_class, error, state, attempts, first_failed_at, last_failed_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::jsonb, $11, $12, $13, 'dead', $14, $15, $16)
 ON CONFLICT (consumer, event_id) DO UPDATE
-SET state = 'dead', error_class = excluded.error_class, error = excluded.error,
+SET state = 'dead', payload = excluded.payload, headers = excluded.headers, error_class = excluded.error_class, error = excluded.error,
     attempts = dead_letters.attempts + excluded.attempts, deaths = dead_letters.deaths + 1,
-    last_failed_at = excluded.last_failed_at
-WHERE dead_letters.state = 'redriving'`
+    last_failed_at = excluded.last_failed_at`
 
 // Bury makes the failed events dead letters: a row each, and a record each on the dead-letter topic, in
-// the transaction that takes responsibility for them.
+// the transaction that takes responsibility for them. An event that dies again, redriven or because two
+// records bear its id and say different days, is the same letter with one more death; it holds the latest
+// content, the topic holds each.
 func (l Ladder) Bury(ctx context.Context, tx pgx.Tx, dead []Failure) error {
 	records := make([]outbox.Record, 0, len(dead))
 	for _, f := range dead {
@@ -38,13 +34,10 @@ func (l Ladder) Bury(ctx context.Context, tx pgx.Tx, dead []Failure) error {
 			return err
 		}
 		class := event.Classify(f.Err).String()
-		tag, err := tx.Exec(ctx, burySQL, l.Consumer, e.ID, plain(e.Type), e.Topic, l.KeyOf(e), e.Partition, e.Offset,
+		_, err = tx.Exec(ctx, burySQL, l.Consumer, e.ID, plain(e.Type), e.Topic, l.KeyOf(e), e.Partition, e.Offset,
 			e.RecordedAt, e.Key, stored, e.Value, class, errorText(f.Err), f.Attempts, f.FirstAt, now)
 		if err != nil {
 			return fmt.Errorf("writing a dead letter: %w", err)
-		}
-		if tag.RowsAffected() != 1 {
-			return fmt.Errorf("writing the dead letter of event %s: %w", e.ID, ErrLetterState)
 		}
 		headers := l.originHeaders(f)
 		headers["attempts"] = strconv.Itoa(f.Attempts)

@@ -109,6 +109,10 @@ RETURNING token`
 	cleanSQL = `UPDATE held_keys SET attempt = 0, failed_at = now() WHERE consumer = $1 AND topic = $2 AND key = $3`
 )
 
+// ErrHeldEvents means that events which waited behind a key that this transaction has locked are gone. It is
+// a broken invariant, not a race: the transaction must roll back.
+var ErrHeldEvents = errors.New("held events are gone behind the back of who holds their key")
+
 // Settle writes down what became of a chunk: what is done or dead waits no more; an event that is tried
 // again gives the key a new token and a wake-up on its rung.
 func (l Ladder) Settle(ctx context.Context, tx pgx.Tx, turn Turn, r Result) error {
@@ -125,7 +129,7 @@ func (l Ladder) Settle(ctx context.Context, tx pgx.Tx, turn Turn, r Result) erro
 		return fmt.Errorf("forgetting held events: %w", err)
 	}
 	if tag.RowsAffected() != int64(len(gone)) {
-		return fmt.Errorf("forgetting held events: %d of %d were there: %w", tag.RowsAffected(), len(gone), ErrLetterState)
+		return fmt.Errorf("forgetting held events: %d of %d were there: %w", tag.RowsAffected(), len(gone), ErrHeldEvents)
 	}
 	if len(redriven) > 0 {
 		if _, err := tx.Exec(ctx, resolveSQL, l.Consumer, redriven); err != nil {

@@ -1,8 +1,8 @@
 package retry_test
 
 import (
-	"context"
 	"errors"
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -68,15 +68,18 @@ func TestADeadLetterIsOnItsTopicAndInItsTableFromOneTransaction(t *testing.T) {
 	}
 }
 
-func TestBuryingAnEventTwiceIsABrokenInvariant(t *testing.T) {
+func TestAnEventThatDiesTwiceIsOneLetterWithTwoDeaths(t *testing.T) {
 	pool, l := tables(t), ladder(retry.Policy{})
 	e := newEvent("a")
 	bury(t, pool, l, e)
-	err := transact(t, pool, func(tx pgx.Tx) error {
-		return l.Bury(t.Context(), tx, []retry.Failure{{Event: e, Err: errBad, Attempts: 1, FirstAt: time.Now()}})
-	})
-	if !errors.Is(err, retry.ErrLetterState) {
-		t.Errorf("got %v", err)
+	e.Value = []byte("its other content")
+	bury(t, pool, l, e)
+	letters, err := retry.List(t.Context(), pool, retry.Filter{Consumer: consumer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(letters) != 1 || letters[0].Deaths != 2 || letters[0].Attempts != 2 || string(letters[0].Payload) != "its other content" {
+		t.Errorf("the letters are %+v", letters)
 	}
 }
 

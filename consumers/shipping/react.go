@@ -29,7 +29,7 @@ type Service struct {
 func New(cfg Config) *Service { return &Service{outbox: cfg.Outbox, decoder: cfg.Decoder} }
 
 // Handler returns what Shipping does with each event that it reads. Every type takes part in the same
-// batches, so that a run of events costs three round trips.
+// batches, so that a run of events costs one round trip beside the batch's own two.
 func (s *Service) Handler() event.Handler {
 	return event.Handler{Batch: map[string]event.Batch{
 		"PaymentAuthorized": s.apply,

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/pipeline"
 )
 
 // Migrations creates the shipments in the schema that search_path names first.
@@ -91,7 +93,7 @@ func save(ctx context.Context, tx pgx.Tx, rows map[string]*shipment) error {
 			countries, versions = append(countries, row.country), append(versions, row.version)
 		}
 	}
-	if _, err := tx.Exec(ctx, saveSQL, orderIDs, states, ids, countries, versions); err != nil {
+	if err := pipeline.Exec(ctx, tx, saveSQL, orderIDs, states, ids, countries, versions); err != nil {
 		return fmt.Errorf("saving shipments: %w", err)
 	}
 	return nil

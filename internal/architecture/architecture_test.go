@@ -76,8 +76,9 @@ var rules = []rule{
 	},
 	{
 		packages: []string{"producers/outbox", "consumers/inbox"},
-		banned:   []string{module + "/producers/httpapi", module + "/consumers/group", module + "/consumers/retry", module + "/relay", module + "/internal"},
-		because:  "they are libraries for any service",
+		banned: []string{module + "/producers/httpapi", module + "/consumers/group", module + "/consumers/retry", module + "/relay",
+			module + "/internal/database", module + "/internal/opshttp", module + "/internal/process", module + "/internal/sandbox"},
+		because: "they are libraries for any service",
 	},
 	{
 		packages: []string{"consumers/group", "consumers/retry"},

@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"converge/internal/pipeline"
 )
 
 // Migrations creates idempotency_keys in the schema that search_path names first.
@@ -128,40 +130,40 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)
 	defer cancel()
 	fingerprint := fingerprintOf(r, body.raw)
-	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		var batch pgx.Batch
-		var claimed bool
+	var claimed bool
+	tx, err := pipeline.Begin(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
 		batch.Queue("SELECT set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds()))
 		batch.Queue(claimKeySQL, operation, key, fingerprint).Exec(func(tag pgconn.CommandTag) error {
 			claimed = tag.RowsAffected() == 1
 			return nil
 		})
-		if err := tx.SendBatch(ctx, &batch).Close(); lockTimeout(err) {
-			return Fail(KeyInFlight, "").retryAfter(1) // any other lock that the effect waits for is not the key's
-		} else if err != nil {
-			return fmt.Errorf("claiming an idempotency key: %w", err)
-		}
-		if !claimed {
-			// A statement of its own: its snapshot is newer than the wait.
-			replayed = true
-			var err error
-			response, err = replay(ctx, tx, operation, key, fingerprint)
-			return err
-		}
-		var err error
-		if response, err = effect(ctx, tx, r, body); err != nil {
-			return err
-		}
-		headers, err := json.Marshal(response.Header)
-		if err != nil {
-			return fmt.Errorf("storing an answer: %w", err)
-		}
-		if _, err := tx.Exec(ctx, answerKeySQL, operation, key, response.Status, string(headers), response.Body); err != nil {
-			return fmt.Errorf("storing an answer: %w", err)
-		}
-		return nil
 	})
-	return response, replayed, err
+	switch {
+	case lockTimeout(err): // any other lock that the effect waits for is not the key's
+		return Response{}, false, Fail(KeyInFlight, "").retryAfter(1)
+	case err != nil:
+		return Response{}, false, fmt.Errorf("claiming an idempotency key: %w", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit it does nothing
+	if !claimed {
+		// A statement of its own: its snapshot is newer than the wait.
+		response, err = replay(ctx, tx, operation, key, fingerprint)
+		return response, true, err
+	}
+	if response, err = effect(ctx, tx, r, body); err != nil {
+		return Response{}, false, err
+	}
+	headers, err := json.Marshal(response.Header)
+	if err != nil {
+		return Response{}, false, fmt.Errorf("storing an answer: %w", err)
+	}
+	if err := pipeline.Exec(ctx, tx, answerKeySQL, operation, key, response.Status, string(headers), response.Body); err != nil {
+		return Response{}, false, fmt.Errorf("storing an answer: %w", err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return Response{}, false, fmt.Errorf("committing an effect: %w", err)
+	}
+	return response, false, nil
 }
 
 // replay returns the stored answer. What was created then is 200 now.

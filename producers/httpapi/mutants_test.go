@@ -8,12 +8,14 @@ import (
 )
 
 var faults = []mutants.Fault{
-	{"producers/httpapi/idempotency.go", "if err := tx.SendBatch(ctx, &batch).Close(); lockTimeout(err) {",
-		`claim := tx.SendBatch
-		if planted("the key is stored outside the transaction") {
-			claim = pool.SendBatch
+	{"producers/httpapi/idempotency.go", "defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()",
+		`if claimed && planted("the key is stored outside the transaction") {
+		_ = tx.Commit(ctx)
+		if tx, err = pipeline.Begin(ctx, pool, pgx.TxOptions{}, func(*pgx.Batch) {}); err != nil {
+			return Response{}, false, err
 		}
-		if err := claim(ctx, &batch).Close(); lockTimeout(err) {`},
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()`},
 	{"producers/httpapi/idempotency.go", "if string(stored) != string(fingerprint) {",
 		`if string(stored) != string(fingerprint) && !planted("the body is not compared") {`},
 	{"producers/httpapi/idempotency.go", "claimed = tag.RowsAffected() == 1",

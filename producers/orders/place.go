@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"converge/internal/pipeline"
 	"converge/producers/catalog"
 	"converge/producers/outbox"
 	"converge/schemas"
@@ -58,7 +59,7 @@ func (s *Service) place(ctx context.Context, tx pgx.Tx, p placement) (*view, err
 	if err != nil {
 		return nil, fmt.Errorf("writing an order's items: %w", err)
 	}
-	if _, err := tx.Exec(ctx, insertSQL, id, p.customerID, string(items), v.total, v.currency, p.method, p.country,
+	if err := pipeline.Exec(ctx, tx, insertSQL, id, p.customerID, string(items), v.total, v.currency, p.method, p.country,
 		string(history), why.CorrelationID, now, s.orderDeadline); err != nil {
 		return nil, fmt.Errorf("writing an order: %w", err)
 	}

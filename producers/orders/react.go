@@ -15,7 +15,7 @@ import (
 )
 
 // Handler returns what Orders does with each event that it reads. Every type takes part in the same
-// batches, so that a run of events costs three round trips.
+// batches, so that a run of events costs one round trip beside the batch's own two.
 func (s *Service) Handler() event.Handler {
 	batch := map[string]event.Batch{}
 	for _, in := range Inputs() {

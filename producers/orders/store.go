@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/pipeline"
 )
 
 // Migrations creates the orders in the schema that search_path names first.
@@ -184,7 +186,7 @@ func save(ctx context.Context, tx pgx.Tx, orders map[uuid.UUID]*order, ackDeadli
 	if len(ids) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, saveSQL, ids, facts, outcomes, overdue, states, versions, entered, updated, due, ackDeadline)
+	err := pipeline.Exec(ctx, tx, saveSQL, ids, facts, outcomes, overdue, states, versions, entered, updated, due, ackDeadline)
 	if err != nil {
 		return fmt.Errorf("saving orders: %w", err)
 	}

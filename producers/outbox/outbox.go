@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/pipeline"
 )
 
 // Migrations creates the outbox table in the schema that search_path names first.
@@ -86,7 +88,7 @@ type Outbox struct {
 // New returns an Outbox that encodes by enc.
 func New(enc Encoder) *Outbox { return &Outbox{enc: enc} }
 
-// Append writes the events into the outbox of tx, in order, in one round trip. It neither commits nor
+// Append writes the events into the outbox of tx, in order, in one round trip at most. It neither commits nor
 // rolls back; an error leaves tx unusable, as any failed statement does.
 func (o *Outbox) Append(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	if len(events) == 0 {
@@ -101,7 +103,7 @@ func (o *Outbox) Append(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	return r.insert(ctx, tx)
 }
 
-// AppendRecords writes raw records into the outbox of tx, in order, in one round trip.
+// AppendRecords writes raw records into the outbox of tx, in order, in one round trip at most.
 func AppendRecords(ctx context.Context, tx pgx.Tx, records ...Record) error {
 	if len(records) == 0 {
 		return nil
@@ -136,7 +138,7 @@ type rows struct {
 }
 
 func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, insertSQL, r.ids, r.topics, r.aggregateTypes, r.aggregateIDs, r.versions,
+	err := pipeline.Exec(ctx, tx, insertSQL, r.ids, r.topics, r.aggregateTypes, r.aggregateIDs, r.versions,
 		r.eventTypes, r.contentTypes, r.payloads, r.headerTexts)
 	if err != nil {
 		return fmt.Errorf("appending to outbox: %w", err)

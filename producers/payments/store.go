@@ -11,6 +11,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"converge/internal/pipeline"
 )
 
 // Migrations creates the payments in the schema that search_path names first.
@@ -134,7 +136,7 @@ func save(ctx context.Context, tx pgx.Tx, rows map[string]*payment, delay time.D
 		versions = append(versions, p.version)
 		correlations, causations = append(correlations, p.cause.correlationID), append(causations, p.cause.causationID)
 	}
-	if _, err := tx.Exec(ctx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay); err != nil {
+	if err := pipeline.Exec(ctx, tx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay); err != nil {
 		return fmt.Errorf("saving payments: %w", err)
 	}
 	return nil
@@ -173,7 +175,7 @@ func insert(ctx context.Context, tx pgx.Tx, orderID string, terms terms) (*payme
 		return nil, fmt.Errorf("making a payment id: %w", err)
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
-	if _, err := tx.Exec(ctx, insertSQL, id, orderID, terms.amount, terms.currency, terms.method, now); err != nil {
+	if err := pipeline.Exec(ctx, tx, insertSQL, id, orderID, terms.amount, terms.currency, terms.method, now); err != nil {
 		return nil, fmt.Errorf("writing a payment: %w", err)
 	}
 	return &payment{id: id, orderID: orderID, state: Authorized, terms: terms, version: 1, createdAt: now, updatedAt: now}, nil

@@ -1,0 +1,207 @@
+// Package pipeline is a PostgreSQL transaction in few round trips: BEGIN travels with the first statements,
+// and statements whose outcome nobody waits for travel with the next one, or with COMMIT.
+//
+// The guarantee: the server sees the statements in the order in which they were given, so that a
+// transaction means what it would mean one by one; an error of a statement that was put off is the error of
+// whatever it travelled with, and the transaction cannot commit. It fails to hold for a caller that takes
+// Exec's nil for success before the transaction has ended or been flushed.
+package pipeline
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Tx is a transaction, or a savepoint in one. Like any pgx.Tx it belongs to one goroutine at a time.
+type Tx struct {
+	pgx.Tx
+	conn   *pgxpool.Conn // nil for a savepoint
+	later  pgx.Batch
+	closed bool
+}
+
+// Begin begins a transaction and runs the statements that queue adds, in one round trip. On an error there
+// is no transaction. Otherwise the caller ends it by Commit or Rollback.
+func Begin(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue func(*pgx.Batch)) (*Tx, error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var first pgx.Batch
+	first.BeginTx(options)
+	queue(&first)
+	results := conn.SendBatch(ctx, &first)
+	t := &Tx{Tx: results.Tx(), conn: conn}
+	if err := results.Close(); err != nil {
+		t.abandon()
+		return nil, err
+	}
+	return t, nil
+}
+
+// rollbackTime bounds the end of a transaction that has failed, whose own context may be over.
+const rollbackTime = 5 * time.Second
+
+// abandon gives the connection back: clean, or to be closed by the pool.
+func (t *Tx) abandon() {
+	t.closed = true
+	if t.conn == nil {
+		return
+	}
+	if raw := t.conn.Conn().PgConn(); !raw.IsClosed() && raw.TxStatus() != 'I' {
+		ctx, cancel := context.WithTimeout(context.Background(), rollbackTime)
+		defer cancel()
+		_, _ = t.conn.Exec(ctx, "rollback") // the pool closes what is still in a transaction
+	}
+	t.conn.Release()
+}
+
+// Exec runs a statement whose outcome nobody waits for. In a [Tx] it is put off and nil is returned;
+// another transaction runs it at once.
+func Exec(ctx context.Context, tx pgx.Tx, sql string, arguments ...any) error {
+	if t, ok := tx.(*Tx); ok {
+		t.later.Queue(sql, arguments...)
+		return nil
+	}
+	_, err := tx.Exec(ctx, sql, arguments...)
+	return err
+}
+
+// Send is [Exec] for the statements of a batch that has no callbacks.
+func Send(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
+	if t, ok := tx.(*Tx); ok {
+		t.later.QueuedQueries = append(t.later.QueuedQueries, batch.QueuedQueries...)
+		return nil
+	}
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+// Flush runs what was put off. In a transaction that puts nothing off it does nothing.
+func Flush(ctx context.Context, tx pgx.Tx) error {
+	t, ok := tx.(*Tx)
+	if !ok || t.later.Len() == 0 {
+		return nil
+	}
+	return t.Tx.SendBatch(ctx, t.take()).Close()
+}
+
+func (t *Tx) take() *pgx.Batch {
+	batch := t.later
+	t.later = pgx.Batch{}
+	return &batch
+}
+
+// Commit runs what was put off and commits, in one round trip; a savepoint takes two.
+func (t *Tx) Commit(ctx context.Context) error {
+	if t.closed {
+		return pgx.ErrTxClosed
+	}
+	if t.conn == nil {
+		if err := Flush(ctx, t); err != nil {
+			return err
+		}
+		t.closed = true
+		return t.Tx.Commit(ctx)
+	}
+	defer t.abandon()
+	if t.later.Len() == 0 {
+		return t.Tx.Commit(ctx)
+	}
+	t.later.Queue("commit").Exec(func(tag pgconn.CommandTag) error {
+		if tag.String() == "ROLLBACK" {
+			return pgx.ErrTxCommitRollback
+		}
+		return nil
+	})
+	return t.conn.SendBatch(ctx, t.take()).Close()
+}
+
+// Rollback forgets what was put off and rolls back.
+func (t *Tx) Rollback(ctx context.Context) error {
+	if t.closed {
+		return pgx.ErrTxClosed
+	}
+	t.later = pgx.Batch{}
+	defer t.abandon()
+	return t.Tx.Rollback(ctx)
+}
+
+// Begin sets a savepoint.
+func (t *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
+	if err := Flush(ctx, t); err != nil {
+		return nil, err
+	}
+	savepoint, err := t.Tx.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Tx{Tx: savepoint}, nil
+}
+
+// Exec implements pgx.Tx; like the methods below it first runs what was put off.
+func (t *Tx) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
+	if err := Flush(ctx, t); err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	return t.Tx.Exec(ctx, sql, arguments...)
+}
+
+// Query implements pgx.Tx.
+func (t *Tx) Query(ctx context.Context, sql string, arguments ...any) (pgx.Rows, error) {
+	if err := Flush(ctx, t); err != nil {
+		return failed{err}, err
+	}
+	return t.Tx.Query(ctx, sql, arguments...)
+}
+
+// QueryRow implements pgx.Tx.
+func (t *Tx) QueryRow(ctx context.Context, sql string, arguments ...any) pgx.Row {
+	if err := Flush(ctx, t); err != nil {
+		return failed{err}
+	}
+	return t.Tx.QueryRow(ctx, sql, arguments...)
+}
+
+// SendBatch implements pgx.Tx. What was put off travels in front.
+func (t *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	n := t.later.Len()
+	if n == 0 {
+		return t.Tx.SendBatch(ctx, b)
+	}
+	joined := t.take()
+	joined.QueuedQueries = append(joined.QueuedQueries, b.QueuedQueries...)
+	results := t.Tx.SendBatch(ctx, joined)
+	for range n {
+		if _, err := results.Exec(); err != nil {
+			break // results keeps it for its next call
+		}
+	}
+	return results
+}
+
+// CopyFrom implements pgx.Tx.
+func (t *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, from pgx.CopyFromSource) (int64, error) {
+	if err := Flush(ctx, t); err != nil {
+		return 0, err
+	}
+	return t.Tx.CopyFrom(ctx, table, columns, from)
+}
+
+// failed is the rows of a query that was not sent, because what was put off failed.
+type failed struct{ err error }
+
+func (f failed) Close()                                       {}
+func (f failed) Err() error                                   { return f.err }
+func (f failed) CommandTag() pgconn.CommandTag                { return pgconn.CommandTag{} }
+func (f failed) FieldDescriptions() []pgconn.FieldDescription { return nil }
+func (f failed) Next() bool                                   { return false }
+func (f failed) Scan(...any) error                            { return f.err }
+func (f failed) Values() ([]any, error)                       { return nil, f.err }
+func (f failed) RawValues() [][]byte                          { return nil }
+func (f failed) Conn() *pgx.Conn                              { return nil }
+func (f failed) TypeMap() *pgtype.Map                         { return nil }

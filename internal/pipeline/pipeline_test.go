@@ -1,0 +1,260 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"converge/internal/pgtest"
+)
+
+// trips counts what is sent and waited for.
+type trips struct{ n atomic.Int32 }
+
+func (c *trips) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (c *trips) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (c *trips) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+// open returns a pool of one connection, so that whoever does not give it back is noticed.
+func open(t *testing.T) (*pgxpool.Pool, *trips) {
+	t.Helper()
+	cfg, err := pgxpool.ParseConfig(pgtest.Database(t, "pipeline", func(ctx context.Context, url string) error {
+		conn, err := pgx.Connect(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer conn.Close(ctx)
+		_, err = conn.Exec(ctx, "CREATE TABLE notes (n int PRIMARY KEY)")
+		return err
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := &trips{}
+	cfg.MaxConns, cfg.ConnConfig.Tracer = 1, count
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool, count
+}
+
+const noteSQL = "INSERT INTO notes VALUES ($1)"
+
+func begin(t *testing.T, pool *pgxpool.Pool) *Tx {
+	t.Helper()
+	tx, err := Begin(t.Context(), pool, pgx.TxOptions{}, func(*pgx.Batch) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tx
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func notes(t *testing.T, pool *pgxpool.Pool, want ...int) {
+	t.Helper()
+	rows, err := pool.Query(t.Context(), "SELECT n FROM notes ORDER BY n")
+	must(t, err)
+	found, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	must(t, err)
+	if !slices.Equal(found, want) {
+		t.Errorf("the table holds %v, want %v", found, want)
+	}
+}
+
+func duplicate(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "23505"
+}
+
+func TestATransactionTakesTwoRoundTrips(t *testing.T) {
+	t.Parallel()
+	pool, count := open(t)
+	tx, err := Begin(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	must(t, err)
+	must(t, Exec(t.Context(), tx, noteSQL, 2))
+	var batch pgx.Batch
+	batch.Queue(noteSQL, 3)
+	batch.Queue(noteSQL, 4)
+	must(t, Send(t.Context(), tx, &batch))
+	must(t, tx.Commit(t.Context()))
+	if n := count.n.Load(); n != 2 {
+		t.Errorf("%d round trips, want 2", n)
+	}
+	if err := tx.Commit(t.Context()); !errors.Is(err, pgx.ErrTxClosed) {
+		t.Errorf("a second Commit: %v", err)
+	}
+	if err := tx.Rollback(t.Context()); !errors.Is(err, pgx.ErrTxClosed) {
+		t.Errorf("Rollback after Commit: %v", err)
+	}
+	notes(t, pool, 1, 2, 3, 4)
+}
+
+func TestWhatWasPutOffIsDoneBeforeWhatFollows(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	count := func(tx pgx.Tx) (n int) {
+		must(t, tx.QueryRow(t.Context(), "SELECT count(*) FROM notes").Scan(&n))
+		return n
+	}
+	ways := map[string]func(pgx.Tx) int{
+		"QueryRow": count,
+		"Query": func(tx pgx.Tx) int {
+			rows, err := tx.Query(t.Context(), "SELECT n FROM notes")
+			must(t, err)
+			all, err := pgx.CollectRows(rows, pgx.RowTo[int])
+			must(t, err)
+			return len(all)
+		},
+		"Exec": func(tx pgx.Tx) int {
+			tag, err := tx.Exec(t.Context(), "UPDATE notes SET n = n + 100")
+			must(t, err)
+			return int(tag.RowsAffected())
+		},
+		"SendBatch": func(tx pgx.Tx) (n int) {
+			var b pgx.Batch
+			b.Queue("SELECT count(*) FROM notes").QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
+			must(t, tx.SendBatch(t.Context(), &b).Close())
+			return n
+		},
+		"SendBatch read by hand": func(tx pgx.Tx) (n int) {
+			var b pgx.Batch
+			b.Queue("SELECT count(*) FROM notes")
+			results := tx.SendBatch(t.Context(), &b)
+			must(t, results.QueryRow().Scan(&n))
+			must(t, results.Close())
+			return n
+		},
+		"CopyFrom": func(tx pgx.Tx) int {
+			_, err := tx.CopyFrom(t.Context(), pgx.Identifier{"notes"}, []string{"n"}, pgx.CopyFromRows([][]any{{50}}))
+			must(t, err)
+			return count(tx) - 1
+		},
+		"a savepoint": func(tx pgx.Tx) int {
+			savepoint, err := tx.Begin(t.Context())
+			must(t, err)
+			defer savepoint.Rollback(t.Context())
+			return count(savepoint)
+		},
+	}
+	for name, way := range ways {
+		tx := begin(t, pool)
+		must(t, Exec(t.Context(), tx, noteSQL, 1))
+		must(t, Exec(t.Context(), tx, noteSQL, 2))
+		if n := way(tx); n != 2 {
+			t.Errorf("%s saw %d rows, want 2", name, n)
+		}
+		must(t, tx.Rollback(t.Context()))
+	}
+	notes(t, pool)
+}
+
+func TestAnErrorOfWhatWasPutOffIsTheErrorOfWhatItTravelledWith(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	ways := map[string]func(*Tx) error{
+		"Commit":   func(tx *Tx) error { return tx.Commit(t.Context()) },
+		"Flush":    func(tx *Tx) error { return Flush(t.Context(), tx) },
+		"Exec":     func(tx *Tx) error { _, err := tx.Exec(t.Context(), "SELECT 1"); return err },
+		"QueryRow": func(tx *Tx) error { var n int; return tx.QueryRow(t.Context(), "SELECT 1").Scan(&n) },
+		"Query, its error passed over": func(tx *Tx) error {
+			rows, _ := tx.Query(t.Context(), "SELECT 1")
+			_, err := pgx.CollectRows(rows, pgx.RowTo[int])
+			return err
+		},
+		"SendBatch": func(tx *Tx) error {
+			var b pgx.Batch
+			b.Queue("SELECT 1").QueryRow(func(pgx.Row) error { t.Error("a callback ran"); return nil })
+			return tx.SendBatch(t.Context(), &b).Close()
+		},
+		"Begin":    func(tx *Tx) error { _, err := tx.Begin(t.Context()); return err },
+		"CopyFrom": func(tx *Tx) error { _, err := tx.CopyFrom(t.Context(), pgx.Identifier{"notes"}, nil, nil); return err },
+	}
+	for name, way := range ways {
+		tx := begin(t, pool)
+		must(t, Exec(t.Context(), tx, noteSQL, 1))
+		must(t, Exec(t.Context(), tx, noteSQL, 1))
+		if err := way(tx); !duplicate(err) {
+			t.Errorf("%s: %v, want the duplicate's error", name, err)
+		}
+		if err := tx.Commit(t.Context()); err == nil {
+			t.Errorf("%s: committed all the same", name)
+		}
+		_ = tx.Rollback(t.Context())
+	}
+	notes(t, pool)
+	if closed := pool.Stat().NewConnsCount(); closed > 2 {
+		t.Errorf("%d connections were made: failed transactions cost theirs", closed)
+	}
+}
+
+func TestASavepointTakesWhatWasPutOffInItWithIt(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	tx := begin(t, pool)
+	must(t, Exec(t.Context(), tx, noteSQL, 1))
+	undone, err := tx.Begin(t.Context())
+	must(t, err)
+	must(t, Exec(t.Context(), undone, noteSQL, 2))
+	must(t, undone.Rollback(t.Context()))
+	failed, err := tx.Begin(t.Context())
+	must(t, err)
+	must(t, Exec(t.Context(), failed, noteSQL, 1))
+	if err := Flush(t.Context(), failed); !duplicate(err) {
+		t.Fatalf("the savepoint's error is %v", err)
+	}
+	must(t, failed.Rollback(t.Context()))
+	kept, err := tx.Begin(t.Context())
+	must(t, err)
+	must(t, Exec(t.Context(), kept, noteSQL, 3))
+	must(t, kept.Commit(t.Context()))
+	must(t, tx.Commit(t.Context()))
+	notes(t, pool, 1, 3)
+}
+
+func TestABeginningThatFailsLeavesNoTransaction(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	for range 3 { // the pool has one connection
+		if _, err := Begin(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) {
+			b.Queue(noteSQL, 1)
+			b.Queue(noteSQL, 1)
+		}); !duplicate(err) {
+			t.Fatalf("beginning: %v", err)
+		}
+	}
+	notes(t, pool)
+}
+
+func TestAnotherTransactionPutsNothingOff(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	tx, err := pool.Begin(t.Context())
+	must(t, err)
+	defer tx.Rollback(t.Context())
+	must(t, Exec(t.Context(), tx, noteSQL, 1))
+	if err := Exec(t.Context(), tx, noteSQL, 1); !duplicate(err) {
+		t.Errorf("the error is %v", err)
+	}
+}
