@@ -1,8 +1,8 @@
 package retry_test
 
 import (
-	"errors"
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
