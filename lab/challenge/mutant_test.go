@@ -8,6 +8,7 @@ import (
 )
 
 func TestConvergeItselfPasses(t *testing.T) {
+	t.Parallel()
 	if report, _ := try(t, mutants.Build(t, nil, "build", "converge/cmd/converge")); report.Verdict != history.PASS {
 		t.Errorf("verdict %s", report.Verdict)
 	}
@@ -16,6 +17,7 @@ func TestConvergeItselfPasses(t *testing.T) {
 // With an inbox that calls every event fresh, records that are delivered twice take effect twice. The
 // comparison of versions hides that from the views; the journals show it.
 func TestConvergeWithoutItsInboxFails(t *testing.T) {
+	t.Parallel()
 	inbox := mutants.Fault{File: "consumers/inbox/inbox.go", Old: "\t\tscan(fresh)\n", New: "\t\t_ = fresh\n\t\tscan(ids)\n"}
 	report, _ := try(t, mutants.Build(t, []mutants.Fault{inbox}, "build", "converge/cmd/converge"))
 	if got := report.Result(history.PropertyDuplicate); report.Verdict != history.FAIL || got.Verdict != history.FAIL {
