@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"converge/deploy/metrics"
 	"converge/internal/process"
 )
 
@@ -69,10 +77,36 @@ func TestEndToEndUpServesTheWholeChoreographyAndSurvivesKillNine(t *testing.T) {
 		}
 		return nil
 	})
+	again.exportsWhatDashboardsAskFor()
 	if code := again.interrupt(); code != process.ExitOK {
 		t.Errorf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
 	}
 	noProcessUses(t, dir)
+}
+
+// exportsWhatDashboardsAskFor compares /metrics with the list that dashboards and alerts are held against.
+func (r *running) exportsWhatDashboardsAskFor() {
+	r.t.Helper()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(r.get("/metrics").body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	exported, err := metrics.Describe(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		var ours []*dto.MetricFamily
+		for name, family := range families {
+			if strings.HasPrefix(name, "converge_") || strings.Contains(metrics.List, "\n"+name+" ") {
+				ours = append(ours, family)
+			}
+		}
+		return ours, nil
+	}))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(metrics.List, "\n"), strings.Split(exported, "\n")); diff != "" {
+		r.t.Errorf("deploy/metrics/metrics.txt (-) and /metrics (+) differ:\n%s", diff)
+	}
 }
 
 func (r *running) viewsAgree(user string, version float64) {

@@ -263,7 +263,7 @@ func TestARedrivenDeadLetterIsAppliedByTheGroup(t *testing.T) {
 	s := newScript()
 	s.fail(list[0], 1, event.Permanentf("a bug"))
 	w.produce(list...)
-	w.start(w.config(tally{"a", s.verdict}))
+	m := w.start(w.config(tally{"a", s.verdict}))
 	w.settled()
 	w.check(list, map[uuid.UUID]bool{list[0].id: true})
 	s.mu.Lock()
@@ -282,6 +282,7 @@ func TestARedrivenDeadLetterIsAppliedByTheGroup(t *testing.T) {
 	if letter.State != "resolved" {
 		t.Errorf("the letter is %s", letter.State)
 	}
+	m.counts(t, 1, "converge_dlq_redrives_total", "outcome", "applied")
 }
 
 // Nothing else of a batch may suffer from the one event that its set-based handler refuses.

@@ -21,6 +21,7 @@ type metrics struct {
 	scheduled   *prometheus.CounterVec // rung, reason
 	attempts    prometheus.Observer
 	dead        *prometheus.CounterVec // topic, reason
+	redrives    *prometheus.CounterVec // outcome
 	waiting     prometheus.Gauge
 	heldKeys    prometheus.Gauge
 	deadNow     prometheus.Gauge
@@ -78,6 +79,7 @@ func newMetrics(c *Config) (*metrics, error) {
 		scheduled:  counters("converge_retry_scheduled_total", "Tries put on a rung of the ladder, by the class of the error.", "rung", "reason"),
 		attempts:   histogram("converge_retry_attempts", "Failed tries of an event when its waiting ended, in success or death.", []float64{1, 2, 3, 4, 6, 8, 10}, own),
 		dead:       counters("converge_dlq_published_total", "Events that became dead letters, by the class of the error.", "topic", "reason"),
+		redrives:   counters("converge_dlq_redrives_total", "Redriven dead letters by what became of a try: applied, retried or dead again.", "outcome"),
 		waiting:    gauge("converge_retry_waiting_messages", "Events that wait behind a held key."),
 		heldKeys:   gauge("converge_retry_held_keys", "Keys whose first waiting event failed."),
 		deadNow:    gauge("converge_dlq_messages", "Dead letters that are neither resolved nor discarded."),
@@ -94,6 +96,9 @@ func newMetrics(c *Config) (*metrics, error) {
 		for _, class := range []event.Class{event.ClassRetriable, event.ClassPermanent} {
 			m.dead.WithLabelValues(topic, class.String())
 		}
+	}
+	for _, outcome := range []string{applied, retried, dead} {
+		m.redrives.WithLabelValues(outcome)
 	}
 	for _, rung := range c.Retry.RungNames() {
 		m.scheduled.WithLabelValues(rung, event.ClassRetriable.String())

@@ -181,7 +181,7 @@ func (g *Group) handleHeld(ctx context.Context, tx pgx.Tx, turn retry.Turn, wait
 			r.Done = append(r.Done, w)
 			continue
 		}
-		failure := retry.Failure{Event: w.Event, Err: refusal, Attempts: w.Event.Attempt + 1, FirstAt: time.Now()}
+		failure := retry.Failure{Event: w.Event, Err: refusal, Attempts: w.Event.Attempt + 1, FirstAt: time.Now(), Redriven: w.Redriven}
 		if w.Event.Attempt > 0 {
 			failure.FirstAt = turn.FirstAt
 		}
@@ -199,6 +199,9 @@ func (g *Group) countHeld(wake retry.Wake, turn retry.Turn, r retry.Result, took
 	done := make([]*event.Event, len(r.Done))
 	for i, w := range r.Done {
 		done[i] = w.Event
+		if w.Redriven {
+			g.metrics.redrives.WithLabelValues(applied).Inc()
+		}
 		if w.Event.Attempt > 0 {
 			g.metrics.attempts.Observe(float64(turn.Attempt))
 		}
@@ -206,6 +209,13 @@ func (g *Group) countHeld(wake retry.Wake, turn retry.Turn, r retry.Result, took
 	var again []retry.Failure
 	if r.Again != nil {
 		again = append(again, *r.Again)
+	}
+	for outcome, failures := range map[string][]retry.Failure{retried: again, dead: r.Dead} {
+		for _, f := range failures {
+			if f.Redriven {
+				g.metrics.redrives.WithLabelValues(outcome).Inc()
+			}
+		}
 	}
 	g.count(batch{partition: partition{topic: wake.Topic}, events: done}, outcome{applied: done, heads: again, dead: r.Dead}, took)
 }

@@ -24,6 +24,8 @@ type Failure struct {
 	Attempts int
 	// FirstAt is when the first of them failed.
 	FirstAt time.Time
+	// Redriven says that the event had been a dead letter before.
+	Redriven bool
 }
 
 // Ladder is one consumer's retries. Its methods write into the transaction that they are given, whose
