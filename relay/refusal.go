@@ -55,20 +55,20 @@ func (l *layout) refuse(tuple pgoutput.Tuple, reason string, err error) error {
 }
 
 // refuse makes the refusal of a record by Kafka.
-func (s *session) refuse(r *row, err error) error {
+func (p *publisher) refuse(r *row, err error) error {
 	if !refused(err) {
 		return fmt.Errorf("publishing to topic %s: %w", r.topic.name, err)
 	}
 	no := &refusal{reason: reason(err), table: r.layout.table, id: r.id, topic: r.topic.name, err: err, dead: r.dead}
-	if !s.alone(r) {
-		no.company = suspects{no.topic, s.tracker.newest()}
+	if !p.alone(r) {
+		no.company = suspects{no.topic, p.tracker.newest()}
 	}
 	return no
 }
 
 // alone reports whether the row is a suspect, which are sent one by one.
-func (s *session) alone(r *row) bool {
-	return r.transaction.lsn <= s.suspects.until && r.topic.name == s.suspects.topic
+func (p *publisher) alone(r *row) bool {
+	return r.transaction.lsn <= p.suspects.until && r.topic.name == p.suspects.topic
 }
 
 // refused tells a broker's no from a broker that is away.
@@ -145,15 +145,15 @@ const (
 )
 
 // bury makes the row's dead letter. What does not fit is left out: the row itself is still in its table.
-func (s *session) bury(ctx context.Context, r *row, no *refusal) error {
-	to, err := s.kafka.topic(ctx, []byte(s.relay.cfg.DeadLetterTopic))
+func (p *publisher) bury(ctx context.Context, r *row, tuple pgoutput.Tuple, no *refusal) error {
+	to, err := p.kafka.topic(ctx, []byte(p.relay.cfg.DeadLetterTopic))
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errStopped) {
 			return errStopped
 		}
 		return fmt.Errorf("looking up the dead-letter topic: %w", err)
 	}
-	at := func(f field) []byte { return s.tuple[r.layout.index[f]].Data }
+	at := func(f field) []byte { return tuple[r.layout.index[f]].Data }
 	payload := at(fieldPayload)
 	r.topic, r.dead = to, true
 	r.headers = append(r.headers[:0],
@@ -175,7 +175,7 @@ func (s *session) bury(ctx context.Context, r *row, no *refusal) error {
 		r.record.Key = nil
 		r.record.Headers = r.headers[len(r.headers)-3:] // where it is, is always said
 	}
-	s.metrics.publishErrors.WithLabelValues(no.reason).Inc()
-	s.log.Error("a row is a dead letter", slog.Any(keyError, no), slog.String("dead_letter_topic", to.name))
+	p.metrics.publishErrors.WithLabelValues(no.reason).Inc()
+	p.log.Error("a row is a dead letter", slog.Any(keyError, no), slog.String("dead_letter_topic", to.name))
 	return nil
 }

@@ -5,46 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/relay/pgoutput"
 )
 
 // session is one connection to either side. Nothing of it outlives it but what is confirmed.
 type session struct {
-	relay   *Relay
-	log     *slog.Logger
-	metrics *metrics
+	*publisher
 
-	kafka   *kafka
 	control *control
 	wire    *wire
 	memory  *arenas
-	tracker *tracker
-
-	// life ends with the first error of any part; its cause is that error. The records carry a context
-	// of their own that never ends: a record that Kafka may have must not be given up halfway.
-	life context.Context
-	end  context.CancelCauseFunc
-
-	acknowledged atomic.Int64 // records, for telling a stall from an idle stream
 
 	// The reading goroutine's own:
 	layouts     map[uint32]*layout
 	tuple       pgoutput.Tuple
-	names       names
 	transaction *transaction
-	lastTopic   *topic
-	unpushed    bool // records were produced since the last push
-
-	// What earlier sessions learnt of rows that were refused; they do not change.
-	suspects suspects
-	doomed   map[eventID]*refusal
 }
 
 const (
@@ -53,8 +31,6 @@ const (
 	// askAfter and giveUpAfter bound the silence of a server that may be gone without a word.
 	askAfter    = 10 * time.Second
 	giveUpAfter = 30 * time.Second
-	// stalledAfter is how long Kafka may acknowledge nothing before the relay is not ready.
-	stalledAfter = 5 * time.Second
 	// transactionGrace is how long a drain reads on to the end of a transaction that it is in.
 	transactionGrace = 500 * time.Millisecond
 	finishTimeout    = 2 * time.Second
@@ -65,15 +41,13 @@ const (
 
 // runSession streams until ctx ends and all is drained (nil or ErrDrainTimedOut), or an error.
 func (r *Relay) runSession(ctx context.Context) error {
-	s := &session{relay: r, log: r.log, metrics: r.metrics, layouts: make(map[uint32]*layout), names: make(names)}
-	s.life, s.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	s := &session{publisher: newPublisher(ctx, r), layouts: make(map[uint32]*layout)}
 	defer s.end(nil)
 	if err := s.open(ctx); err != nil {
 		s.close()
 		return err
 	}
 	s.wire.push = s.push
-	s.suspects, s.doomed = r.verdicts()
 	r.streaming()
 	defer r.metrics.leader.Set(0)
 	r.metrics.leader.Set(1)
@@ -138,7 +112,6 @@ func (s *session) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.memory = newArenas(cfg.BufferBytes)
-	s.tracker = new(tracker)
 	s.wire, err = openWire(ctx, cfg.DatabaseURL, cfg.Slot, cfg.Publication, s.memory)
 	if sqlState(err) == stateObjectInUse {
 		return &standbyError{slot: cfg.Slot, pid: slot.pid, err: err}
@@ -210,14 +183,6 @@ func (s *session) read(ctx context.Context) error {
 	}
 }
 
-// push lets what was produced go.
-func (s *session) push() {
-	if s.unpushed {
-		s.unpushed = false
-		s.kafka.push()
-	}
-}
-
 func (s *session) keepalive(body []byte) error {
 	k, err := pgoutput.ParseKeepalive(body)
 	if err != nil {
@@ -268,7 +233,7 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 	return nil
 }
 
-// insert makes a record of a row and produces it.
+// insert publishes a row.
 func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 	id, err := pgoutput.ParseInsert(message, &s.tuple)
 	if err != nil {
@@ -278,107 +243,7 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 	if l == nil || x == nil {
 		return fmt.Errorf("%w: row outside a transaction or of an unknown table", pgoutput.ErrMalformed)
 	}
-	if err := l.values(s.tuple); err != nil {
-		return err
-	}
-	r := in.nextRow(s.newRow)
-	r.layout, r.arena, r.transaction = l, in, x
-	if err := s.compose(ctx, r); err != nil {
-		var no *refusal
-		if !errors.As(err, &no) || !no.poison() {
-			return err
-		}
-		if err := s.bury(ctx, r, no); err != nil {
-			return err
-		}
-	}
-	x.sent++
-	s.unpushed = true
-	s.kafka.client.Produce(context.Background(), &r.record, r.promise)
-	if s.alone(r) {
-		return s.await(ctx)
-	}
-	return nil
-}
-
-// compose makes the row's record, or returns its [refusal] or why that cannot be told.
-func (s *session) compose(ctx context.Context, r *row) error {
-	l := r.layout
-	r.dead = false
-	copy(r.id[:], s.tuple[l.index[fieldEventID]].Data)
-	if no, doomed := s.doomed[r.id]; doomed {
-		return no
-	}
-	if err := s.chooseTopic(ctx, s.tuple[l.index[fieldTopic]].Data); err != nil {
-		if errors.Is(context.Cause(ctx), errStopped) {
-			return errStopped
-		}
-		if refused(err) {
-			return l.refuse(s.tuple, reason(err), err)
-		}
-		return err
-	}
-	r.topic = s.lastTopic
-	if err := l.fill(r, s.tuple, r.transaction, s.names); err != nil {
-		return l.refuse(s.tuple, reasonHeaders, err)
-	}
-	if size := recordSize(&r.record); size > r.topic.limit {
-		return l.refuse(s.tuple, reasonTooLarge, fmt.Errorf("the record takes up to %d bytes, the topic takes %d", size, r.topic.limit))
-	}
-	return nil
-}
-
-// await returns when everything produced is acknowledged or refused.
-func (s *session) await(ctx context.Context) error {
-	if s.kafka.client.Flush(ctx) != nil {
-		return context.Cause(ctx)
-	}
-	return nil
-}
-
-func (s *session) chooseTopic(ctx context.Context, name []byte) (err error) {
-	if s.lastTopic != nil && s.lastTopic.name == string(name) {
-		return nil
-	}
-	var t *topic
-	if t, err = s.kafka.topic(ctx, name); err == nil {
-		s.lastTopic = t
-	}
-	return err
-}
-
-func (s *session) newRow() *row {
-	r := &row{headers: make([]kgo.RecordHeader, 0, usualHeaders)}
-	r.promise = func(_ *kgo.Record, err error) { s.settle(r, err) }
-	return r
-}
-
-// settle is the promise of every record. The Kafka client calls it for one record at a time; it must
-// not block. Once both counts are taken down the row may be reused, so nothing of it is read after.
-//
-// A refused record is never counted, so the watermark stays in front of its transaction for good; the
-// session ends and everything behind it is sent again. The client has failed what it had buffered for
-// the partition by then, and forgets its sequence: a row of the same key that the reader hands over
-// between that moment and this call could overtake. Known causes are met by the reader before anything
-// behind them is sent (size, names, missing topics), which leaves rights withdrawn and brokers that
-// change their mind, where what comes behind is refused alike.
-func (s *session) settle(r *row, err error) {
-	if err != nil {
-		if s.life.Err() == nil {
-			s.end(s.refuse(r, err))
-		}
-		return
-	}
-	if r.dead {
-		s.relay.buried(r.id)
-	}
-	x, in, committed := r.transaction, r.arena, r.record.Timestamp
-	r.topic.published.Inc()
-	s.acknowledged.Add(1)
-	if x.acknowledge() {
-		s.metrics.commitToAck.Observe(time.Since(committed).Seconds())
-	}
-	in.acknowledge()
+	return s.publish(ctx, l, s.tuple, x, in)
 }
 
 // reportStatus tells the server the watermark every second, whatever the reader is doing.
@@ -400,28 +265,8 @@ func (s *session) reportStatus() error {
 		if err := s.wire.sendStatus(s.tracker.watermark(), silence > askAfter); err != nil {
 			return err
 		}
-		s.relay.steady()
-		s.metrics.heartbeat.Set(float64(now.UnixMilli()) / 1000)
-		s.relay.kafkaStalled(progress.observe(now, s.acknowledged.Load(), s.kafka.client.BufferedProduceRecords()), s.kafka)
+		s.alive(now, &progress)
 	}
-}
-
-// stall tells a Kafka that does not answer from a stream that is idle.
-type stall struct {
-	count int64
-	since time.Time
-}
-
-// observe returns how long records have been waiting without any being acknowledged, 0 while it is
-// less than stalledAfter.
-func (p *stall) observe(now time.Time, acknowledged, buffered int64) time.Duration {
-	if acknowledged != p.count || buffered == 0 {
-		p.count, p.since = acknowledged, now
-	}
-	if d := now.Sub(p.since); d >= stalledAfter {
-		return d
-	}
-	return 0
 }
 
 // sampleSlot looks at the slot from outside, for the metrics.
