@@ -62,18 +62,21 @@ func TestEndToEndApartWhatStartsWithoutItsDatabaseWaitsAndSaysWhatToDo(t *testin
 	if err != nil {
 		t.Fatal(err)
 	}
-	database := "postgres://converge@" + addr + "/converge"
-	at := []string{"--database", database, "--brokers", kafka.Brokers()}
-	a := &apart{t: t, dir: t.TempDir(), processes: map[string]*running{
-		"orders": start(t, freeAddr(t), append([]string{"serve", "orders", "--format", "json"}, at...)...),
-		"relay":  start(t, freeAddr(t), append([]string{"relay", "--on-missing-slot", "create", "--table", "orders.outbox"}, at...)...),
-	}}
-	for _, name := range a.names() {
-		a.unready(name, "database")
-	}
 	var number int
 	if _, err := fmt.Sscan(port, &number); err != nil {
 		t.Fatal(err)
+	}
+	a := &apart{t: t, dir: t.TempDir(), processes: map[string]*running{}}
+	a.startPostgres(number) // makes the database: a server that answers without it would be a wrong URL
+	if err := a.postgres.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	database := "postgres://converge@" + addr + "/converge"
+	at := []string{"--database", database, "--brokers", kafka.Brokers()}
+	a.processes["orders"] = start(t, freeAddr(t), append([]string{"serve", "orders", "--format", "json"}, at...)...)
+	a.processes["relay"] = start(t, freeAddr(t), append([]string{"relay", "--on-missing-slot", "create", "--table", "orders.outbox"}, at...)...)
+	for _, name := range a.names() {
+		a.unready(name, "database")
 	}
 	a.startPostgres(number)
 	defer func() {

@@ -81,11 +81,15 @@ HAVING count(*) > 1`},
 func tries() string {
 	var all []string
 	for _, name := range schemas.Readers() {
-		for table, where := range map[string]string{"held_keys": "", "dead_letters": "", "outbox": " WHERE topic LIKE '%.retry.%' OR topic LIKE '%.dlq'"} {
-			all = append(all, fmt.Sprintf("SELECT '%[1]s.%[2]s' AS place, count(*) AS n FROM %[1]s.%[2]s%[3]s", name, table, where))
+		for table, why := range map[string]string{
+			"held_keys":    "key FROM %[1]s.held_keys",
+			"dead_letters": "error FROM %[1]s.dead_letters",
+			"outbox":       "topic || ' ' || headers FROM %[1]s.outbox WHERE topic LIKE '%%.retry.%%' OR topic LIKE '%%.dlq'",
+		} {
+			all = append(all, fmt.Sprintf("SELECT '%[1]s."+table+": ' || "+why, name))
 		}
 	}
-	return "SELECT format('%s: %s rows', place, n) FROM (" + strings.Join(all, " UNION ALL ") + ") AS found WHERE n > 0"
+	return strings.Join(all, " UNION ALL ")
 }
 
 // inboxSQL finds the events that a service should have taken on once and did not. %[1]s is the service,

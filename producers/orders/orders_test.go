@@ -85,8 +85,48 @@ func TestHandlesWhatTheTopologySays(t *testing.T) {
 	}
 }
 
-// The relay may show an event before what it follows from is visible, so an unknown order is worth
-// another try; what names no order at all is not.
+// The relay may show a transaction before the server shows it to others: an answer to it that is quick does
+// not cost a try.
+func TestAnOrderThatIsNotVisibleYetIsWaitedFor(t *testing.T) {
+	w := newWorld(t, 1, 0, 0)
+	tx, err := w.pools["orders"].Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context()) //nolint:errcheck // after the commit it has nothing to do
+	v, err := w.orders.place(t.Context(), tx, placement{"c-1", []item{{"BOOK-1", 2}}, catalog.CardOK, "DE"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reserved := newEvent(t, "StockReserved", schemas.StockReserved{OrderID: v.id.String()})
+	reserved.RecordedAt = time.Now()
+	applied := make(chan error, 1)
+	go func() { applied <- w.apply(t.Context(), reserved) }()
+	looked := time.NewTicker(visiblePause)
+	defer looked.Stop()
+	for waits := false; !waits; {
+		select {
+		case err := <-applied:
+			t.Fatalf("nobody waited for the order's commit: %v", err)
+		case <-looked.C:
+			const sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted)"
+			if err := w.pools["orders"].QueryRow(t.Context(), sql).Scan(&waits); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-applied; err != nil {
+		t.Fatal(err)
+	}
+	if v := w.mustFind(t, v.id); v.state != Reserved {
+		t.Errorf("the order is %s, want %s", v.state, Reserved)
+	}
+}
+
+// An order that stays unknown is worth another try; what names no order at all is not.
 func TestAnUnknownOrderIsTriedAgainAndRubbishIsNot(t *testing.T) {
 	w := newWorld(t, 1, 0, 0)
 	known := w.mustPlace(t)
