@@ -12,12 +12,9 @@ package analytics
 import (
 	"context"
 	"embed"
-	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -64,7 +61,7 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		if err := s.decoder.Decode(ctx, e.Type, e.ContentType, e.Value, &updates[i]); err != nil {
 			return err
 		}
-		if err := check(updates[i]); err != nil {
+		if err := readmodel.CheckProfile(updates[i]); err != nil {
 			return err
 		}
 		users[i] = updates[i].UserID
@@ -87,19 +84,6 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		c.add(updates[newest[user]], readmodel.Occurred(events[newest[user]]))
 	}
 	return save(ctx, tx, &c, &j)
-}
-
-// check permanently refuses what no profile can be. Whoever writes to the topic by hand may write it.
-func check(p schemas.ProfileUpdated) error {
-	switch {
-	case !httpapi.ID.Valid(p.UserID):
-		return event.Permanentf("ProfileUpdated names no user")
-	case p.Version < 1:
-		return event.Permanentf("ProfileUpdated has version %d: the first is 1", p.Version)
-	case strings.ContainsRune(p.Email+p.DisplayName+p.Address, 0):
-		return event.Permanentf("ProfileUpdated holds the character U+0000, which the database has no place for")
-	}
-	return nil
 }
 
 const lockSQL = `
@@ -193,54 +177,6 @@ func save(ctx context.Context, tx pgx.Tx, c *content, j *journal) error {
 
 // Routes adds what Analytics answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("GET /analytics/profiles/{user_id}", s.get)
-}
-
-type profile struct {
-	UserID         string    `json:"user_id"`
-	Version        int64     `json:"version"`
-	Email          string    `json:"email"`
-	DisplayName    string    `json:"display_name"`
-	Address        string    `json:"address"`
-	MarketingOptIn bool      `json:"marketing_opt_in"`
-	UpdatedAt      time.Time `json:"updated_at"`
-}
-
-const selectSQL = `
-SELECT user_id, version, email, display_name, address, marketing_opt_in, updated_at
-FROM profiles
-WHERE user_id = $1`
-
-// get answers GET /analytics/profiles/{user_id}. Read-Model-Version is the profile's version.
-func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
-	userID := r.PathValue("user_id")
-	if !httpapi.ID.Valid(userID) {
-		return noProfile()
-	}
-	var batch pgx.Batch
-	var progress readmodel.Progress
-	readmodel.QueueRead(&batch, &progress)
-	var p profile
-	batch.Queue(selectSQL, userID).Query(func(rows pgx.Rows) (err error) {
-		p, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[profile])
-		return err
-	})
-	err := s.pool.SendBatch(r.Context(), &batch).Close()
-	if errors.Is(err, pgx.ErrNoRows) {
-		return noProfile()
-	}
-	if err != nil {
-		return fmt.Errorf("reading a profile: %w", err)
-	}
-	p.UpdatedAt = p.UpdatedAt.UTC()
-	readmodel.Tell(w, p.Version, progress.Lag)
-	response, err := httpapi.JSON(http.StatusOK, p, nil)
-	if err != nil {
-		return err
-	}
-	return response.Write(w)
-}
-
-func noProfile() error {
-	return httpapi.Fail(httpapi.NotFound, "Analytics has not heard of such a user, or not yet")
+	readmodel.Profiles{Pool: s.pool, Path: "/analytics/profiles", Table: "profiles",
+		Unknown: "Analytics has not heard of such a user, or not yet"}.Routes(api)
 }

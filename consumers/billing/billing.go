@@ -11,11 +11,7 @@ package billing
 import (
 	"context"
 	"embed"
-	"errors"
 	"fmt"
-	"net/http"
-	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -71,7 +67,7 @@ INSERT INTO account_changes (event_id, user_id, version, superseded)
 SELECT $1, $2, $3, NOT EXISTS (SELECT FROM changed)`
 
 func apply(ctx context.Context, tx pgx.Tx, e *event.Event, p schemas.ProfileUpdated) error {
-	if err := check(p); err != nil {
+	if err := readmodel.CheckProfile(p); err != nil {
 		return err
 	}
 	var batch pgx.Batch
@@ -83,69 +79,8 @@ func apply(ctx context.Context, tx pgx.Tx, e *event.Event, p schemas.ProfileUpda
 	return nil
 }
 
-// check permanently refuses what no profile can be. Whoever writes to the topic by hand may write it.
-func check(p schemas.ProfileUpdated) error {
-	switch {
-	case !httpapi.ID.Valid(p.UserID):
-		return event.Permanentf("ProfileUpdated names no user")
-	case p.Version < 1:
-		return event.Permanentf("ProfileUpdated has version %d: the first is 1", p.Version)
-	case strings.ContainsRune(p.Email+p.DisplayName+p.Address, 0):
-		return event.Permanentf("ProfileUpdated holds the character U+0000, which the database has no place for")
-	}
-	return nil
-}
-
 // Routes adds what Billing answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("GET /billing/accounts/{user_id}", s.get)
-}
-
-type account struct {
-	UserID         string    `json:"user_id"`
-	Version        int64     `json:"version"`
-	Email          string    `json:"email"`
-	DisplayName    string    `json:"display_name"`
-	Address        string    `json:"address"`
-	MarketingOptIn bool      `json:"marketing_opt_in"`
-	UpdatedAt      time.Time `json:"updated_at"`
-}
-
-const selectSQL = `
-SELECT user_id, version, email, display_name, address, marketing_opt_in, updated_at
-FROM accounts
-WHERE user_id = $1`
-
-// get answers GET /billing/accounts/{user_id}. Read-Model-Version is the profile's version.
-func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
-	userID := r.PathValue("user_id")
-	if !httpapi.ID.Valid(userID) {
-		return noAccount()
-	}
-	var batch pgx.Batch
-	var progress readmodel.Progress
-	readmodel.QueueRead(&batch, &progress)
-	var a account
-	batch.Queue(selectSQL, userID).Query(func(rows pgx.Rows) (err error) {
-		a, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[account])
-		return err
-	})
-	err := s.pool.SendBatch(r.Context(), &batch).Close()
-	if errors.Is(err, pgx.ErrNoRows) {
-		return noAccount()
-	}
-	if err != nil {
-		return fmt.Errorf("reading an account: %w", err)
-	}
-	a.UpdatedAt = a.UpdatedAt.UTC()
-	readmodel.Tell(w, a.Version, progress.Lag)
-	response, err := httpapi.JSON(http.StatusOK, a, nil)
-	if err != nil {
-		return err
-	}
-	return response.Write(w)
-}
-
-func noAccount() error {
-	return httpapi.Fail(httpapi.NotFound, "Billing has not heard of such a user, or not yet")
+	readmodel.Profiles{Pool: s.pool, Path: "/billing/accounts", Table: "accounts",
+		Unknown: "Billing has not heard of such a user, or not yet"}.Routes(api)
 }

@@ -12,7 +12,7 @@ var faults = []mutants.Fault{
 		`batch.Queue(plantedText("versions are not compared", plantedText("an event that changes nothing is not noted", applySQL,
 		"SELECT $1, $2, $3, NOT EXISTS (SELECT FROM changed)", "SELECT $1, $2, $3, false FROM changed"),
 		"WHERE a.version < excluded.version", "WHERE true"), e.ID,`},
-	{"consumers/billing/billing.go", "case p.Version < 1:", `case p.Version < 1 && !planted("version 0 is taken"):`},
+	{"consumers/readmodel/profile.go", "case p.Version < 1:", `case p.Version < 1 && !planted("version 0 is taken"):`},
 	{"consumers/billing/billing.go", "readmodel.QueueAdvance(&batch, []*event.Event{e})",
 		`if !planted("the progress is not kept") {
 		readmodel.QueueAdvance(&batch, []*event.Event{e})
@@ -20,10 +20,10 @@ var faults = []mutants.Fault{
 }
 
 var verdicts = map[string]mutants.Verdict{
-	"versions are not compared":                  {"TestAnOlderVersionChangesNothing", "Version:4"},
-	"an event that changes nothing is not noted": {"TestAnOlderVersionChangesNothing", "v1 superseded"},
-	"version 0 is taken":                         {"TestWhatIsNoProfileIsADeadLetterAtOnce", "version 0"},
-	"the progress is not kept":                   {"TestTheLagIsShown", "an event an hour old: 0 s"},
+	"versions are not compared":                  {"TestBillingFollowsProfiles/an_older_version_changes_nothing", "Version:4"},
+	"an event that changes nothing is not noted": {"TestBillingFollowsProfiles/an_older_version_changes_nothing", "v1 superseded"},
+	"version 0 is taken":                         {"TestBillingFollowsProfiles/what_is_no_profile_is_a_dead_letter_at_once", "version 0"},
+	"the progress is not kept":                   {"TestBillingFollowsProfiles/the_lag_is_shown", "an event an hour old: 0 s"},
 }
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.

@@ -252,7 +252,7 @@ func TestBatchesOfTheSameOrdersDoNotDeadlock(t *testing.T) {
 		}
 		g.Go(func() error { return w.deliver(t.Context(), batch(2, 3, "a", "m", "z")...) })
 		g.Go(func() error { return w.deliver(t.Context(), batch(3, 5, "z", "m", "a")...) })
-		awaitBlocked(t, w.url, 2)
+		pgtest.AwaitBlocked(t, w.url, 2)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -263,33 +263,6 @@ func TestBatchesOfTheSameOrdersDoNotDeadlock(t *testing.T) {
 	for _, id := range []string{"a", "m", "z"} {
 		if v, _ := w.shown(id); v.Version != 5 {
 			t.Errorf("%+v", v)
-		}
-	}
-}
-
-// awaitBlocked returns when so many sessions of the database wait for another's lock.
-func awaitBlocked(t *testing.T, url string, sessions int) {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.WithoutCancel(t.Context()))
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		var blocked int
-		if err := conn.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0").Scan(&blocked); err != nil {
-			t.Fatalf("%d sessions wait for a lock, not %d: %v", blocked, sessions, err)
-		}
-		if blocked >= sessions {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
 		}
 	}
 }

@@ -1,4 +1,5 @@
-// Package readmodel keeps how far a read model has come, and tells it to whoever reads the model.
+// Package readmodel keeps how far a read model has come, and tells it to whoever reads the model; and it holds
+// what the followers of the profiles have in common.
 //
 // The guarantee: the progress commits with the changes that it counts, so a model never claims more than
 // it shows. Transactions that advance one partition wait for each other from there on, so they cannot

@@ -66,6 +66,38 @@ func Database(t testing.TB, key string, migrate func(ctx context.Context, databa
 	return create(t, template)
 }
 
+// AwaitBlocked returns when so many sessions of the database wait for another's lock. It fails the test after
+// 20 s.
+func AwaitBlocked(t testing.TB, databaseURL string, sessions int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	const sql = `
+SELECT count(*)
+FROM pg_stat_activity
+WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0`
+	for {
+		var blocked int
+		if err := conn.QueryRow(ctx, sql).Scan(&blocked); err != nil {
+			t.Fatalf("%d sessions wait for a lock, not %d: %v", blocked, sessions, err)
+		}
+		if blocked >= sessions {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
 func create(t testing.TB, template string) string {
 	t.Helper()
 	base, err := server()
