@@ -77,6 +77,7 @@ func Find(t *testing.T, pkg string, faults []Fault, verdicts map[string]Verdict,
 	}
 	for fault, verdict := range verdicts {
 		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
 			out, err := run(verdict.Run, fault)
 			if err == nil {
 				t.Fatal("the test found nothing wrong")
