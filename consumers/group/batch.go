@@ -209,6 +209,9 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 		return err
 	}
 	result.duplicates = duplicates
+	if err := g.admit(len(result.applied), append(result.heads[:len(result.heads):len(result.heads)], result.dead...)...); err != nil {
+		return err
+	}
 	if err := g.ladder.Bury(ctx, tx, result.dead); err != nil {
 		return err
 	}
@@ -220,6 +223,11 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	}
 	g.count(b, result, time.Since(began))
 	return nil
+}
+
+// admit asks the guard whether a transaction may blame events.
+func (g *Group) admit(applied int, failures ...retry.Failure) error {
+	return g.guard.admit(time.Now(), applied, func(f retry.Failure) string { return g.ladder.KeyOf(f.Event) }, failures...)
 }
 
 // takeOn begins the transaction, moves the fence, puts the events into the inbox and asks whether anything

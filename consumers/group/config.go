@@ -25,6 +25,7 @@ type Config struct {
 	Pool    *pgxpool.Pool
 	Handler event.Handler
 	Retry   retry.Policy
+	Guard   Guard
 
 	// ReadModel names what the handler builds; when it is set, the time from commit to effect is observed.
 	ReadModel string
@@ -57,6 +58,9 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if err := c.Retry.Validate(); err != nil {
 		return filled, fmt.Errorf("the consumer group %s: %w", c.Name, err)
+	}
+	if filled.Guard.Window < 0 || filled.Guard.Window > 0 && filled.Guard.Window < guardSlots {
+		return filled, fmt.Errorf("the consumer group %s: a guard cannot look back %v", c.Name, filled.Guard.Window)
 	}
 	if filled.MaxEvents == 0 {
 		filled.MaxEvents = 500

@@ -29,6 +29,7 @@ var ErrTopicReplaced = errors.New("the topic was deleted or made anew")
 type Group struct {
 	cfg     Config
 	ladder  retry.Ladder
+	guard   *guard
 	metrics *metrics
 	wakes   map[string]bool // the retry topics
 	client  *kgo.Client     // set by Run before anything else runs
@@ -65,7 +66,7 @@ func New(cfg Config) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{cfg: filled, ladder: retry.Ladder{Consumer: filled.Name, Policy: filled.Retry},
+	g := &Group{cfg: filled, ladder: retry.Ladder{Consumer: filled.Name, Policy: filled.Retry}, guard: newGuard(filled.Guard),
 		wakes: map[string]bool{}, owned: map[partition]position{}, paused: map[partition]time.Time{}, hints: map[partition]int64{}}
 	for _, topic := range filled.Topics {
 		for _, name := range retry.WakeTopics(topic, filled.Name, filled.Retry) {
@@ -218,17 +219,30 @@ func (g *Group) poll(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 		case trouble != nil:
-			g.notReady("waits for its database: " + trouble.Error())
-			if outage.begins() {
-				g.cfg.Logger.Warn("consumer paused: its database is in trouble; no attempt is counted", "group", g.cfg.Name, "error", trouble)
-			}
+			g.inTrouble(trouble, outage.begins())
 			outage.wait(ctx)
 		case fetches.NumRecords() > 0 && outage.ends():
 			g.cfg.Logger.Info("consumer resumed", "group", g.cfg.Name)
+			g.metrics.guard.Set(0)
 			g.reason.Store(nil)
 		}
 	}
 	return nil
+}
+
+// inTrouble says why the group waits; begins that it has only begun to.
+func (g *Group) inTrouble(trouble error, begins bool) {
+	if errors.Is(trouble, ErrGuard) {
+		g.notReady(trouble.Error())
+		if g.metrics.guard.Set(1); begins {
+			g.cfg.Logger.Error("consumer stopped by its guard; no attempt is counted", "group", g.cfg.Name, "error", trouble)
+		}
+		return
+	}
+	g.notReady("waits for its database: " + trouble.Error())
+	if begins {
+		g.cfg.Logger.Warn("consumer paused: its database is in trouble; no attempt is counted", "group", g.cfg.Name, "error", trouble)
+	}
 }
 
 func (g *Group) stopped() error {

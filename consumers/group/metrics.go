@@ -26,6 +26,7 @@ type metrics struct {
 	heldKeys    prometheus.Gauge
 	deadNow     prometheus.Gauge
 	deadOldest  prometheus.Gauge
+	guard       prometheus.Gauge
 	consistency prometheus.Observer // nil without a read model
 }
 
@@ -82,6 +83,7 @@ func newMetrics(c *Config) (*metrics, error) {
 		redrives:   counters("converge_dlq_redrives_total", "Redriven dead letters by what became of a try: applied, retried or dead again.", "outcome"),
 		waiting:    gauge("converge_retry_waiting_messages", "Events that wait behind a held key."),
 		heldKeys:   gauge("converge_retry_held_keys", "Keys whose first waiting event failed."),
+		guard:      gauge("converge_consumer_guard_tripped", "1 while the group has stopped because the events of many keys fail: a bad deploy."),
 		deadNow:    gauge("converge_dlq_messages", "Dead letters that are neither resolved nor discarded."),
 		deadOldest: gauge("converge_dlq_oldest_seconds", "Age of the oldest dead letter that is neither resolved nor discarded; 0 when there is none."),
 	}

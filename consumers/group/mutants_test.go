@@ -29,6 +29,10 @@ var plants = []mutants.Fault{
 		`case held[g.ladder.KeyOf(e)] && !planted("a later batch overtakes what is held"):`},
 	{"consumers/group/handle.go", "held[key] = true",
 		`held[key] = !planted("the same batch overtakes what is held")`},
+	{"consumers/group/guard.go", "if last != nil && len(g.failed) >= g.keys {",
+		`if last != nil && len(g.failed) >= g.keys && !planted("a bad deploy is not noticed") {`},
+	{"consumers/group/wake.go", "if err := g.admit(len(result.Done), blamed...); err != nil {",
+		`if err := g.admit(len(result.Done), blamed...); err != nil && !planted("a bad deploy buries what waits") {`},
 }
 
 // verdicts says which test must find each fault, and in what words.
@@ -38,6 +42,8 @@ var verdicts = map[string]mutants.Verdict{
 	"Kafka is told before the database":     {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "Kafka was told 40 while the database has 0"},
 	"an outage counts as an attempt":        {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "rows blame an event"},
 	"a later batch overtakes what is held":  {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
+	"a bad deploy is not noticed":           {"TestABadDeployStopsTheGroupAndBlamesNoEvent", "rows blame an event"},
+	"a bad deploy buries what waits":        {"TestABadDeployDoesNotBuryWhatWaits", "dead: "},
 	"the same batch overtakes what is held": {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
 }
 

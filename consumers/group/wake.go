@@ -133,6 +133,13 @@ func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, ca
 	if err != nil {
 		return over, err
 	}
+	blamed := result.Dead
+	if result.Again != nil {
+		blamed = append(blamed[:len(blamed):len(blamed)], *result.Again)
+	}
+	if err := g.admit(len(result.Done), blamed...); err != nil {
+		return over, err
+	}
 	if err := g.ladder.Bury(ctx, tx, result.Dead); err != nil {
 		return over, err
 	}
