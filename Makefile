@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-kafka test-browser check challenge bench clean
+.PHONY: help run demo build test test-kafka test-browser check challenge bench bench-relay clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -49,6 +49,12 @@ challenge: build ## profile changes flow while Analytics is down; an independent
 
 bench: ## benchmarks: ratios measured side by side in one run
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./relay/... ./consumers/group/... ./schemas/... ./producers/httpapi/...
+
+# SMALL=1 is a minute without Java; SCALE, ROUNDS, CASES and JSON are handed on (go run ./relay/bench -help).
+bench-relay: build ## the relay beside pg_recvlogical and Debezium, on a real Kafka (Java 17, Maven; else SMALL=1)
+	@$(GO) build -o bin/bench-relay ./relay/bench
+	@exec bin/bench-relay -relay $(BIN) $(if $(SMALL),-small) $(if $(SCALE),-scale $(SCALE)) $(if $(ROUNDS),-rounds $(ROUNDS)) \
+		$(if $(CASES),-cases $(CASES)) $(if $(JSON),-json $(JSON))
 
 clean: ## remove what run, demo and build made
 	rm -rf $(DIR) bin .cache

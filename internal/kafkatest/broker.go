@@ -51,7 +51,7 @@ func Start(t testing.TB) *Broker {
 			t.Fatalf("%s is not installed: install Java 17 or later and Maven (Debian: openjdk-17-jre-headless maven), or name a cluster with KAFKA_BROKERS", command)
 		}
 	}
-	libs, err := jars(t.Context())
+	libs, err := Jars(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,9 +34,9 @@ func version() (string, error) {
 // fetchTime bounds Maven: 43 MB, 45 files.
 const fetchTime = 5 * time.Minute
 
-// jars returns the directory of the broker's jars in the user's cache, fetching them when they are not
-// there. Test processes that want them at the same time wait for the one that fetches.
-func jars(ctx context.Context) (string, error) {
+// Jars returns the directory of the broker's jars in the user's cache, fetching them when they are not
+// there, which takes Maven. Processes that want them at the same time wait for the one that fetches.
+func Jars(ctx context.Context) (string, error) {
 	wanted, err := version()
 	if err != nil {
 		return "", err
