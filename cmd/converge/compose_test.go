@@ -113,7 +113,7 @@ func refused(t *testing.T, c container) (served []string, err error) {
 		_, unknown := choose(s.Names)
 		return s.Names, errors.Join(unknown, s.connection.check(), s.encoding.check(), s.listener.check())
 	case "relay":
-		return nil, errors.Join(parsed.Relay.connection.check(), parsed.Relay.listener.check())
+		return nil, errors.Join(parsed.Relay.Run.connection.check(), parsed.Relay.Run.listener.check())
 	case "console":
 		return nil, errors.Join(parsed.Console.connection.check(), parsed.Console.listener.check())
 	case "migrate":

@@ -36,7 +36,7 @@ type cli struct {
 
 	Up        upCmd             `cmd:"" help:"Run the whole pipeline in one process: embedded Kafka and registry, PostgreSQL, relay, services, console."`
 	Serve     serveCmd          `cmd:"" help:"Run the named services against a Kafka and a PostgreSQL."`
-	Relay     relayCmd          `cmd:"" help:"Stream outbox rows from the WAL into topics."`
+	Relay     relayCmds         `cmd:"" help:"Stream outbox rows from the WAL into topics, and the tools around that."`
 	Console   consoleCmd        `cmd:"" help:"Serve the dashboard, and export consumer lag."`
 	Migrate   migrateCmd        `cmd:"" help:"Bring the database's schemas, roles and tables up to date, create the topics, and leave."`
 	Event     eventcli.EventCmd `cmd:"" help:"Make, watch, encode and decode events, so that kcat is at home."`

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"converge/internal/database"
-	"converge/relay"
 )
 
 type serveCmd struct {
@@ -31,33 +30,6 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	n := newNode(log)
 	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding,
 		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsApart})
-	return n.run(ctx, c.listener)
-}
-
-type relayCmd struct {
-	connection
-	listener
-	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
-	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
-	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
-	OnMissingSlot  string   `enum:"fail,create" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood."`
-	NoCreateTopics bool     `help:"Leave missing topics missing: the stream waits until somebody creates them."`
-}
-
-func (c *relayCmd) Run(ctx context.Context, log *slog.Logger) error {
-	if err := c.connection.check(); err != nil {
-		return err
-	}
-	tables := c.Table
-	if len(tables) == 0 {
-		tables = outboxTables()
-	}
-	n := newNode(log)
-	_, err := n.addRelay(relay.Config{DatabaseURL: c.Database, Brokers: c.Brokers, Slot: c.Slot, Publication: c.Publication,
-		Tables: tables, OnMissingSlot: relay.MissingSlot(c.OnMissingSlot), NoCreateTopics: c.NoCreateTopics})
-	if err != nil {
-		return err
-	}
 	return n.run(ctx, c.listener)
 }
 

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"converge/relay"
+)
+
+// relayCmds are the commands around the relay. A plain `converge relay` is `converge relay run`.
+type relayCmds struct {
+	Run relayCmd `cmd:"" default:"withargs" help:"Stream outbox rows from the WAL into topics (what relay alone does)."`
+}
+
+// Help says where the flags of the plain form are, which the list of commands does not show.
+func (relayCmds) Help() string { return "The flags of the relay itself: converge relay run --help" }
+
+// relayFlags say what to relay, from where and to where: all commands around one relay take the same.
+type relayFlags struct {
+	connection
+	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
+	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
+	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
+	OnMissingSlot  string   `enum:"fail,create" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood."`
+	NoCreateTopics bool     `help:"Leave missing topics missing: the stream waits until somebody creates them."`
+}
+
+// config is the relay that the flags describe.
+func (f *relayFlags) config() (relay.Config, error) {
+	if err := f.connection.check(); err != nil {
+		return relay.Config{}, err
+	}
+	tables := f.Table
+	if len(tables) == 0 {
+		tables = outboxTables()
+	}
+	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, Slot: f.Slot, Publication: f.Publication,
+		Tables: tables, OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics}, nil
+}
+
+type relayCmd struct {
+	relayFlags
+	listener
+}
+
+func (c *relayCmd) Run(ctx context.Context, log *slog.Logger) error {
+	config, err := c.config()
+	if err != nil {
+		return err
+	}
+	n := newNode(log)
+	if _, err := n.addRelay(config); err != nil {
+		return err
+	}
+	return n.run(ctx, c.listener)
+}
