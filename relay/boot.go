@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -64,11 +62,6 @@ func (c *control) do(ctx context.Context, sql string) error {
 
 func (c *control) close() { closeQuietly(c.pg) }
 
-const settingsSQL = `
-SELECT current_setting('server_version_num'),
-       current_setting('wal_level'),
-       pg_is_in_recovery()`
-
 // yes is true as text.
 const yes = "t"
 
@@ -109,124 +102,95 @@ func (r *Relay) prepare(ctx context.Context, c *control) (slotState, error) {
 }
 
 func checkServer(ctx context.Context, c *control) (version int, err error) {
-	rows, err := c.rows(ctx, settingsSQL)
+	s, err := c.server(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("reading the server's settings: %w", err)
+		return 0, err
 	}
-	if rows[0][2] == yes {
-		return 0, errors.New("the server is a standby: waiting for it to be promoted or for the primary to answer")
+	for _, check := range []func() error{s.checkPrimary, s.checkVersion, s.checkWALLevel} {
+		if err := check(); err != nil {
+			return 0, err
+		}
 	}
-	if version, err = strconv.Atoi(rows[0][0]); err != nil {
-		return 0, fmt.Errorf("reading the server's version: %w", err)
-	}
-	if version < oldestVersion {
-		return 0, &fatalError{fmt.Errorf("the server is PostgreSQL %d", version/10000), "use PostgreSQL 14 or later"}
-	}
-	if level := rows[0][1]; level != "logical" {
-		return 0, &fatalError{fmt.Errorf("wal_level is %s", level),
-			"ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL"}
-	}
-	return version, nil
+	return s.version, nil
 }
 
-const publicationSQL = `
-SELECT pubinsert, pubupdate OR pubdelete OR pubtruncate, pubviaroot
-FROM pg_publication
-WHERE pubname = $1`
-
-const publicationTablesSQL = `
-SELECT schemaname || '.' || tablename
-FROM pg_publication_tables
-WHERE pubname = $1
-ORDER BY 1`
-
-func (r *Relay) preparePublication(ctx context.Context, c *control, version int, create bool) error {
-	name := r.cfg.Publication
-	rows, err := c.rows(ctx, publicationSQL, name)
-	if err != nil {
-		return fmt.Errorf("looking up publication %s: %w", name, err)
-	}
-	if len(rows) == 0 {
-		statement := createPublicationSQL(name, r.cfg.Tables, version)
-		if !create {
-			return &fatalError{fmt.Errorf("publication %s does not exist", name),
-				"before the slot is made: " + statement}
-		}
-		if len(r.cfg.Tables) == 0 {
-			return &fatalError{fmt.Errorf("publication %s does not exist", name), "name the outbox tables to create it for"}
-		}
-		if err := c.do(ctx, statement); err != nil && sqlState(err) != stateDuplicateObject && sqlState(err) != stateUniqueViolation {
-			return fmt.Errorf("creating publication %s: %w", name, err)
-		}
-		r.log.Info("publication created", slog.String(keyPublication, name), slog.Any(keyTables, r.cfg.Tables))
-		if rows, err = c.rows(ctx, publicationSQL, name); err != nil {
-			return fmt.Errorf("looking up publication %s: %w", name, err)
-		}
-		if len(rows) == 0 {
-			return fmt.Errorf("creating publication %s: it is gone again", name)
-		}
-	}
-	set := func(problem, option string) error {
-		return &fatalError{fmt.Errorf("publication %s %s", name, problem),
-			"ALTER PUBLICATION " + quoteIdentifier(name) + " SET (" + option + ")"}
-	}
-	switch row := rows[0]; {
-	case row[0] != yes:
-		return set("does not publish inserts", "publish = 'insert'")
-	case row[1] == yes:
-		return set("publishes more than inserts, so that updates of the outbox fail or are sent for nothing", "publish = 'insert'")
-	case row[2] != yes:
-		return set("publishes partitions under their own names", "publish_via_partition_root = true")
-	}
-	return r.checkTables(ctx, c)
+// serverState is what the server says of itself.
+type serverState struct {
+	version  int // as server_version_num
+	walLevel string
+	standby  bool
 }
 
-func (r *Relay) checkTables(ctx context.Context, c *control) error {
-	name := r.cfg.Publication
-	rows, err := c.rows(ctx, publicationTablesSQL, name)
+const serverSQL = `
+SELECT current_setting('server_version_num'),
+       current_setting('wal_level'),
+       pg_is_in_recovery()`
+
+func (c *control) server(ctx context.Context) (s serverState, err error) {
+	rows, err := c.rows(ctx, serverSQL)
 	if err != nil {
-		return fmt.Errorf("listing the tables of publication %s: %w", name, err)
+		return s, fmt.Errorf("reading the server's settings: %w", err)
 	}
-	held := make([]string, len(rows))
-	for i, row := range rows {
-		held[i] = row[0]
+	if s.version, err = strconv.Atoi(rows[0][0]); err != nil {
+		return s, fmt.Errorf("reading the server's version: %w", err)
 	}
-	if len(held) == 0 {
-		return &fatalError{fmt.Errorf("publication %s holds no table", name),
-			"ALTER PUBLICATION " + quoteIdentifier(name) + " ADD TABLE, for each outbox"}
-	}
-	if len(r.cfg.Tables) == 0 {
-		return nil
-	}
-	for _, want := range r.cfg.Tables {
-		if !slices.Contains(held, want) {
-			return &fatalError{fmt.Errorf("publication %s does not hold %s", name, want),
-				"ALTER PUBLICATION " + quoteIdentifier(name) + " ADD TABLE " + quoteTable(want) +
-					"; rows committed before that are not published"}
-		}
-	}
-	for _, table := range held {
-		if !slices.Contains(r.cfg.Tables, table) {
-			return &fatalError{fmt.Errorf("publication %s also holds %s, whose rows would be confirmed unpublished", name, table),
-				"name that table too, or use another publication"}
-		}
+	s.walLevel, s.standby = rows[0][1], rows[0][2] == yes
+	return s, nil
+}
+
+// checkPrimary returns an error that passes: a standby may be promoted.
+func (s serverState) checkPrimary() error {
+	if s.standby {
+		return errors.New("the server is a standby: waiting for it to be promoted or for the primary to answer")
 	}
 	return nil
 }
 
-func createPublicationSQL(name string, tables []string, version int) string {
-	list := make([]string, len(tables))
-	for i, table := range tables {
-		list[i] = quoteTable(table)
-		if version >= columnListVersion {
-			list[i] += " (" + columnList() + ")"
+func (s serverState) checkVersion() error {
+	if s.version < oldestVersion {
+		return &fatalError{fmt.Errorf("the server is PostgreSQL %d", s.version/10000), "use PostgreSQL 14 or later"}
+	}
+	return nil
+}
+
+func (s serverState) checkWALLevel() error {
+	if s.walLevel != "logical" {
+		return &fatalError{fmt.Errorf("wal_level is %s", s.walLevel),
+			"ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL"}
+	}
+	return nil
+}
+
+func (r *Relay) preparePublication(ctx context.Context, c *control, version int, create bool) error {
+	name := r.cfg.Publication
+	p, err := c.publication(ctx, name)
+	if err != nil {
+		return err
+	}
+	if !p.exists && create {
+		if len(r.cfg.Tables) == 0 {
+			return &fatalError{fmt.Errorf("publication %s does not exist", name), "name the outbox tables to create it for"}
+		}
+		err := c.do(ctx, createPublicationSQL(name, r.cfg.Tables, version))
+		if err != nil && sqlState(err) != stateDuplicateObject && sqlState(err) != stateUniqueViolation {
+			return fmt.Errorf("creating publication %s: %w", name, err)
+		}
+		r.log.Info("publication created", slog.String(keyPublication, name), slog.Any(keyTables, r.cfg.Tables))
+		if p, err = c.publication(ctx, name); err != nil {
+			return err
 		}
 	}
-	if len(list) == 0 {
-		list = []string{"schema.outbox"}
+	for _, check := range []func() error{
+		func() error { return p.checkExists(r.cfg.Tables, version) },
+		p.checkInserts,
+		p.checkRoot,
+		func() error { return p.checkTables(r.cfg.Tables) },
+	} {
+		if err := check(); err != nil {
+			return err
+		}
 	}
-	return "CREATE PUBLICATION " + quoteIdentifier(name) + " FOR TABLE " + strings.Join(list, ", ") +
-		" WITH (publish = 'insert', publish_via_partition_root = true)"
+	return nil
 }
 
 func (r *Relay) createSlot(ctx context.Context, c *control) error {
@@ -253,22 +217,31 @@ type slotState struct {
 	logical       bool // a slot of pgoutput in this database
 	active        bool
 	pid           string
+	application   string // of the reader, as it calls itself
 	walStatus     string
+	restart       string // positions, as text
+	confirmed     string
+	current       string
 	retainedBytes float64
 	behindBytes   float64
 	safeBytes     float64 // -1: no limit
 }
 
 const slotSQL = `
-SELECT coalesce(plugin = 'pgoutput' AND database = current_database() AND NOT temporary, false),
-       active,
-       active_pid,
-       wal_status,
-       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0),
-       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0),
-       coalesce(safe_wal_size, -1)
-FROM pg_replication_slots
-WHERE slot_name = $1`
+SELECT coalesce(s.plugin = 'pgoutput' AND s.database = current_database() AND NOT s.temporary, false),
+       s.active,
+       s.active_pid,
+       a.application_name,
+       s.wal_status,
+       s.restart_lsn,
+       s.confirmed_flush_lsn,
+       pg_current_wal_lsn(),
+       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0),
+       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn), 0),
+       coalesce(s.safe_wal_size, -1)
+FROM pg_replication_slots s
+LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
+WHERE s.slot_name = $1`
 
 func (c *control) slot(ctx context.Context, name string) (s slotState, err error) {
 	rows, err := c.rows(ctx, slotSQL, name)
@@ -279,9 +252,10 @@ func (c *control) slot(ctx context.Context, name string) (s slotState, err error
 		return s, nil
 	}
 	row := rows[0]
-	s = slotState{exists: true, logical: row[0] == yes, active: row[1] == yes, pid: row[2], walStatus: row[3]}
+	s = slotState{exists: true, logical: row[0] == yes, active: row[1] == yes, pid: row[2], application: row[3],
+		walStatus: row[4], restart: row[5], confirmed: row[6], current: row[7]}
 	for i, into := range []*float64{&s.retainedBytes, &s.behindBytes, &s.safeBytes} {
-		if *into, err = strconv.ParseFloat(row[4+i], 64); err != nil {
+		if *into, err = strconv.ParseFloat(row[8+i], 64); err != nil {
 			return s, fmt.Errorf("looking up slot %s: %w", name, err)
 		}
 	}
