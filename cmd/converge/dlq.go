@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -21,8 +20,11 @@ import (
 
 type dlqCmd struct {
 	List    dlqListCmd    `cmd:"" help:"List dead letters that are neither resolved nor discarded."`
-	Show    dlqShowCmd    `cmd:"" help:"Show one dead letter with its headers and value."`
+	Stats   dlqStatsCmd   `cmd:"" help:"Count dead letters by their causes."`
+	Show    dlqShowCmd    `cmd:"" help:"Show one dead letter with its headers, its value and what was decided about it."`
+	Edit    dlqEditCmd    `cmd:"" help:"Replace the value of a dead letter, to be redriven; the value before is kept."`
 	Redrive dlqRedriveCmd `cmd:"" help:"Give dead letters to their consumer again, each key whole and in order."`
+	Discard dlqDiscardCmd `cmd:"" help:"Give dead letters up for good."`
 }
 
 // letters chooses dead letters.
@@ -33,7 +35,29 @@ type letters struct {
 	Type     string `help:"Only events of this type."`
 	Key      string `help:"Only events of this key."`
 	Class    string `enum:"permanent,retriable," default:"" help:"Only those that died of a ${enum} error."`
+	Cause    string `placeholder:"TEXT" help:"Only those whose error holds this text."`
+	Since    moment `placeholder:"WHEN" help:"Only those that failed last at or after then: 2h (ago), or 2026-03-01T12:00:00Z."`
+	Until    moment `placeholder:"WHEN" help:"Only those that failed last before then."`
 	JSON     bool   `name:"json" help:"Print JSON."`
+}
+
+// moment is a point in time, which may be given as how long ago it was.
+type moment struct{ time.Time }
+
+func (m *moment) UnmarshalText(text []byte) (err error) {
+	if ago, failed := time.ParseDuration(string(text)); failed == nil {
+		m.Time = time.Now().Add(-ago)
+		return nil
+	}
+	if m.Time, err = time.Parse(time.RFC3339, string(text)); err != nil {
+		return fmt.Errorf("%q is neither a duration, as in 2h, nor a time, as in 2026-03-01T12:00:00Z", text)
+	}
+	return nil
+}
+
+// chosen reports whether any filter is set.
+func (l letters) chosen() bool {
+	return l.Group != "" || l.Topic != "" || l.Type != "" || l.Key != "" || l.Class != "" || l.Cause != "" || !l.Since.IsZero() || !l.Until.IsZero()
 }
 
 func (l letters) groups() ([]string, error) {
@@ -47,29 +71,63 @@ func (l letters) groups() ([]string, error) {
 	return []string{l.Group}, nil
 }
 
-// find returns the dead letters chosen, of every group asked for.
-func (l letters) find(ctx context.Context, filter retry.Filter) ([]retry.Letter, error) {
+// each asks every group about the letters chosen.
+func (l letters) each(ctx context.Context, filter retry.Filter, ask func(*pgxpool.Pool, retry.Filter) error) error {
 	groups, err := l.groups()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	filter.Topic, filter.Type, filter.Key, filter.Class = l.Topic, l.Type, l.Key, l.Class
-	found := []retry.Letter{}
+	filter.Cause, filter.Since, filter.Until = l.Cause, l.Since.Time, l.Until.Time
 	for _, group := range groups {
 		pool, err := database.Open(ctx, l.Database, group, 2)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		filter.Consumer = group
-		some, err := retry.List(ctx, pool, filter)
+		err = ask(pool, filter)
 		pool.Close()
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", group, err)
+			return fmt.Errorf("%s: %w", group, err)
+		}
+	}
+	return nil
+}
+
+// find returns the dead letters chosen, of every group asked for.
+func (l letters) find(ctx context.Context, filter retry.Filter) ([]retry.Letter, error) {
+	found := []retry.Letter{}
+	err := l.each(ctx, filter, func(pool *pgxpool.Pool, filter retry.Filter) error {
+		some, err := retry.List(ctx, pool, filter)
+		found = append(found, some...)
+		return err
+	})
+	return found, err
+}
+
+// anyState returns the letter of an event with each group that has one, whatever its state.
+func (l letters) anyState(ctx context.Context, id uuid.UUID) ([]retry.Letter, error) {
+	var found []retry.Letter
+	for _, state := range []string{"", "resolved", "discarded"} {
+		some, err := l.find(ctx, retry.Filter{EventID: id, State: state})
+		if err != nil {
+			return nil, err
 		}
 		found = append(found, some...)
 	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("event %s: %w", id, retry.ErrNoLetter)
+	}
 	return found, nil
 }
+
+// decision is for commands that change something.
+type decision struct {
+	By  string `default:"${user}" help:"Who decides; kept with the letters. ${default} by default."`
+	Why string `placeholder:"TEXT" help:"Why; kept with the letters."`
+}
+
+func (d decision) decision() retry.Decision { return retry.Decision(d) }
 
 type dlqListCmd struct {
 	letters
@@ -111,42 +169,77 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
+type dlqStatsCmd struct {
+	letters
+	Limit int `default:"20" help:"At most this many causes of each group."`
+}
+
+func (c *dlqStatsCmd) Run(ctx context.Context, stdout io.Writer) error {
+	counts := []retry.Count{}
+	if err := c.each(ctx, retry.Filter{Limit: c.Limit}, func(pool *pgxpool.Pool, filter retry.Filter) error {
+		some, err := retry.Stats(ctx, pool, filter)
+		counts = append(counts, some...)
+		return err
+	}); err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(stdout, counts)
+	}
+	if len(counts) == 0 {
+		_, err := fmt.Fprintln(stdout, "no dead letters")
+		return err
+	}
+	out := tabwriter.NewWriter(stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(out, "LETTERS\tKEYS\tGROUP\tTOPIC\tTYPE\tCLASS\tOLDEST\tNEWEST\tERROR")
+	for _, n := range counts {
+		fmt.Fprintf(out, "%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Letters, n.Keys, n.Consumer, n.Topic, n.EventType, n.ErrorClass,
+			n.Oldest.Local().Format(time.DateTime), n.Newest.Local().Format(time.DateTime), short(n.Error, 80))
+	}
+	return out.Flush()
+}
+
 type dlqShowCmd struct {
 	letters
-	Event string `arg:"" name:"event-id" help:"The event's id, as list prints it."`
+	Event eventID `arg:"" name:"event-id" help:"The event's id, as list prints it."`
+}
+
+// eventID is an id as list prints it.
+type eventID struct{ uuid.UUID }
+
+func (id *eventID) UnmarshalText(text []byte) (err error) {
+	if id.UUID, err = uuid.ParseBytes(text); err != nil {
+		return fmt.Errorf("%q is not an event id: list prints them", text)
+	}
+	return nil
 }
 
 func (c *dlqShowCmd) Run(ctx context.Context, stdout io.Writer) error {
-	id, err := uuid.Parse(c.Event)
+	found, err := c.anyState(ctx, c.Event.UUID)
 	if err != nil {
-		return usageError{fmt.Errorf("%q is not an event id: list prints them", c.Event)}
-	}
-	var found []retry.Letter
-	for _, state := range []string{"", "resolved", "discarded"} {
-		some, err := c.find(ctx, retry.Filter{EventID: id, State: state})
-		if err != nil {
-			return err
-		}
-		found = append(found, some...)
-	}
-	if len(found) == 0 {
-		return fmt.Errorf("event %s: %w", id, retry.ErrNoLetter)
+		return err
 	}
 	shown := make([]shownLetter, len(found))
 	for i, l := range found {
 		shown[i] = show(l)
+		if err := c.each(ctx, retry.Filter{}, func(pool *pgxpool.Pool, filter retry.Filter) error {
+			if filter.Consumer != l.Consumer {
+				return nil
+			}
+			decisions, err := retry.Decisions(ctx, pool, l.Consumer, l.EventID)
+			for _, d := range decisions {
+				shown[i].Decisions = append(shown[i].Decisions, shownDecision{d, text(d.Before), text(d.After)})
+			}
+			return err
+		}); err != nil {
+			return err
+		}
 	}
 	if c.JSON {
 		return printJSON(stdout, shown)
 	}
 	for _, l := range shown {
-		fmt.Fprintf(stdout, "%s %s of %s, %s\n  key      %s\n  origin   %s/%d at %d\n  attempts %d, first %s, last %s\n  error    %s: %s\n",
-			l.EventType, l.EventID, l.Consumer, l.State, l.Key, l.Topic, l.Partition, l.Offset, l.Attempts,
-			l.FirstFailedAt.Format(time.RFC3339), l.LastFailedAt.Format(time.RFC3339), l.ErrorClass, l.Error)
-		for _, h := range l.Headers {
-			fmt.Fprintf(stdout, "  header   %s: %s\n", h.Key, h.Value)
-		}
-		fmt.Fprintf(stdout, "  value    %s\n", l.Value)
+		l.print(stdout)
 	}
 	return nil
 }
@@ -154,8 +247,9 @@ func (c *dlqShowCmd) Run(ctx context.Context, stdout io.Writer) error {
 // shownLetter is a dead letter with what it carries, for people.
 type shownLetter struct {
 	retry.Letter
-	Headers []shownHeader `json:"headers"`
-	Value   string        `json:"value"` // as it is when it is text, quoted bytes otherwise
+	Headers   []shownHeader   `json:"headers"`
+	Value     string          `json:"value"` // as it is when it is text, quoted bytes otherwise
+	Decisions []shownDecision `json:"decisions"`
 }
 
 type shownHeader struct {
@@ -163,12 +257,34 @@ type shownHeader struct {
 	Value string `json:"value"`
 }
 
+type shownDecision struct {
+	retry.Decided
+	Before string `json:"before,omitempty"`
+	After  string `json:"after,omitempty"`
+}
+
 func show(l retry.Letter) shownLetter {
-	shown := shownLetter{Letter: l, Value: text(l.Payload), Headers: []shownHeader{}}
+	shown := shownLetter{Letter: l, Value: text(l.Payload), Headers: []shownHeader{}, Decisions: []shownDecision{}}
 	for _, h := range l.Headers {
 		shown.Headers = append(shown.Headers, shownHeader{h.Key, text(h.Value)})
 	}
 	return shown
+}
+
+func (l shownLetter) print(w io.Writer) {
+	fmt.Fprintf(w, "%s %s of %s, %s\n  key      %s\n  origin   %s/%d at %d\n  attempts %d, first %s, last %s\n  error    %s: %s\n",
+		l.EventType, l.EventID, l.Consumer, l.State, l.Key, l.Topic, l.Partition, l.Offset, l.Attempts,
+		l.FirstFailedAt.Format(time.RFC3339), l.LastFailedAt.Format(time.RFC3339), l.ErrorClass, l.Error)
+	for _, h := range l.Headers {
+		fmt.Fprintf(w, "  header   %s: %s\n", h.Key, h.Value)
+	}
+	fmt.Fprintf(w, "  value    %s\n", l.Value)
+	for _, d := range l.Decisions {
+		fmt.Fprintf(w, "  %-8s %s by %s %s\n", d.Act, d.At.Format(time.RFC3339), d.By, d.Why)
+		if d.Act == "edited" {
+			fmt.Fprintf(w, "    before %s\n    after  %s\n", d.Before, d.After)
+		}
+	}
 }
 
 func text(b []byte) string {
@@ -176,55 +292,4 @@ func text(b []byte) string {
 		return string(b)
 	}
 	return fmt.Sprintf("%q", b)
-}
-
-type dlqRedriveCmd struct {
-	letters
-	All    bool `help:"Redrive all that the filters choose; without a filter, all there are."`
-	DryRun bool `help:"Print what would be redriven, and change nothing."`
-}
-
-// batchOfKeys bounds what is listed at once while redriving.
-const batchOfKeys = 100000
-
-func (c *dlqRedriveCmd) Run(ctx context.Context, stdout io.Writer) error {
-	if !c.All && !c.DryRun && c.Group == "" && c.Topic == "" && c.Type == "" && c.Key == "" && c.Class == "" {
-		return usageError{errors.New("this would redrive every dead letter there is: choose with --group, --topic, --type, --key or --class, or say --all")}
-	}
-	found, err := c.find(ctx, retry.Filter{State: "dead", Limit: batchOfKeys})
-	if err != nil {
-		return err
-	}
-	type target struct{ group, topic, key string }
-	var targets []target
-	seen := map[target]bool{}
-	for _, l := range found {
-		if t := (target{l.Consumer, l.Topic, l.Key}); !seen[t] {
-			seen[t] = true
-			targets = append(targets, t)
-		}
-	}
-	if c.DryRun {
-		_, err := fmt.Fprintf(stdout, "would redrive the dead letters of %d keys (%d chosen)\n", len(targets), len(found))
-		return err
-	}
-	redriven := 0
-	pools := map[string]*pgxpool.Pool{}
-	for i, t := range targets {
-		pool := pools[t.group]
-		if pool == nil {
-			if pool, err = database.Open(ctx, c.Database, t.group, 2); err != nil {
-				return err
-			}
-			defer pool.Close()
-			pools[t.group] = pool
-		}
-		n, err := retry.Ladder{Consumer: t.group}.Redrive(ctx, pool, t.topic, t.key)
-		if err != nil {
-			return fmt.Errorf("%d of %d keys are redriven: %w", i, len(targets), err)
-		}
-		redriven += n
-	}
-	_, err = fmt.Fprintf(stdout, "redriven: %d events of %d keys; converge dlq list shows those that die again\n", redriven, len(targets))
-	return err
 }

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"os/user"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -40,7 +41,7 @@ type cli struct {
 	Console   consoleCmd        `cmd:"" help:"Serve the dashboard, and export consumer lag."`
 	Migrate   migrateCmd        `cmd:"" help:"Bring the database's schemas, roles and tables up to date, create the topics, and leave."`
 	Event     eventcli.EventCmd `cmd:"" help:"Make, watch, encode and decode events, so that kcat is at home."`
-	Dlq       dlqCmd            `cmd:"" help:"List, show and redrive dead letters."`
+	Dlq       dlqCmd            `cmd:"" help:"List, count, show, edit, redrive and discard dead letters."`
 	Load      load.Cmd          `cmd:"" help:"Send orders or profile changes at a fixed rate and print percentiles."`
 	Challenge challenge.Cmd     `cmd:"" help:"Run the profile-propagation challenge and print its verdict."`
 	Config    configCmd         `cmd:"" help:"Print the effective configuration of a command, without secrets."`
@@ -110,10 +111,19 @@ func newParser(c *cli, stdout, stderr io.Writer) (*kong.Kong, error) {
 		kong.Name("converge"),
 		kong.Description("A choreography of services over Kafka and PostgreSQL that converges.\n\nEvery flag has an environment twin, as in CONVERGE_HTTP for --http."),
 		kong.DefaultEnvars("CONVERGE"),
+		kong.Vars{"user": userName()},
 		kong.Writers(stdout, stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.Exit(func(code int) { panic(exited(code)) }),
 	)
+}
+
+// userName is who runs the program, as far as the system can tell.
+func userName() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "unknown"
 }
 
 func parse(parser *kong.Kong, args []string) (parsed *kong.Context, err error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -216,6 +217,30 @@ func TestEndToEndKcatIsAtHome(t *testing.T) {
 		}
 		return nil
 	})
+
+	// Mended and redriven, it takes effect.
+	database := regexp.MustCompile(`postgres://\S+`).FindString(up.output.String())
+	letter := regexp.MustCompile(`[0-9a-f-]{36}`)
+	list, stderr, code := command("dlq", "list", "--group", "analytics", "--database", database)
+	if code != process.ExitOK || !letter.MatchString(list) {
+		t.Fatalf("dlq list: code %d\n%s%s", code, list, stderr)
+	}
+	mended := filepath.Join(t.TempDir(), "mended.json")
+	if err := os.WriteFile(mended, []byte(strings.Replace(profile, `"version":1`, `"version":4`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"edit", letter.FindString(list), "--group", "analytics", "--value", mended, "--why", "it was cut"},
+		{"redrive", "--group", "analytics", "--all", "--wait", "60s"},
+	} {
+		out, stderr, code := command(append(append([]string{"dlq"}, args...), "--database", database)...)
+		if code != process.ExitOK || args[0] == "redrive" && !strings.Contains(out, "1 applied, 0 dead again, 0 waiting") {
+			t.Fatalf("dlq %s: code %d\n%s%s", args, code, out, stderr)
+		}
+	}
+	if got := up.get("/analytics/profiles/u-9").json(t)["version"]; got != 4.0 {
+		t.Errorf("after the redrive analytics has version %v, want 4", got)
+	}
 
 	order := up.order("kcat", "card-ok", 1)
 	up.ends(order, "COMPLETED")

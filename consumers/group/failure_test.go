@@ -270,8 +270,8 @@ func TestARedrivenDeadLetterIsAppliedByTheGroup(t *testing.T) {
 	s.fail(list[0], 0, nil) // the bug is mended
 	s.mu.Unlock()
 	ladder := retry.Ladder{Consumer: service, Policy: quick}
-	if n, err := ladder.Redrive(t.Context(), w.pool, topic, "key-0"); n != 1 || err != nil {
-		t.Fatalf("redriving: %d, %v", n, err)
+	if ids, err := ladder.Redrive(t.Context(), w.pool, topic, "key-0", retry.Decision{}); len(ids) != 1 || err != nil {
+		t.Fatalf("redriving: %v, %v", ids, err)
 	}
 	w.settled()
 	if found := w.effects(); len(found) != len(list) || found[len(found)-1].ID != list[0].id {

@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"converge/consumers/event"
-	"converge/producers/outbox"
 )
 
 // ErrNoLetter means that there is no such dead letter.
@@ -52,11 +51,7 @@ type Filter struct {
 	Limit    int       // 0 means 100
 }
 
-const listSQL = `
-SELECT consumer, event_id, event_type, topic, key, partition, "offset", error_class, error, state, attempts, deaths,
-       first_failed_at, last_failed_at, headers, payload
-FROM dead_letters
-WHERE ($1 = '' OR consumer = $1)
+const chosenSQL = `($1 = '' OR consumer = $1)
   AND ($2 = '' OR topic = $2)
   AND ($3 = '' OR event_type = $3)
   AND ($4 = '' OR key = $4)
@@ -65,12 +60,18 @@ WHERE ($1 = '' OR consumer = $1)
   AND CASE WHEN $7 = '' THEN state IN ('dead', 'redriving') ELSE state = $7 END
   AND last_failed_at >= $8
   AND ($9::timestamptz IS NULL OR last_failed_at < $9)
-  AND ($10 = '' OR strpos(error, $10) > 0)
+  AND ($10 = '' OR strpos(error, $10) > 0)`
+
+const listSQL = `
+SELECT consumer, event_id, event_type, topic, key, partition, "offset", error_class, error, state, attempts, deaths,
+       first_failed_at, last_failed_at, headers, payload
+FROM dead_letters
+WHERE ` + chosenSQL + `
 ORDER BY seq
 LIMIT $11`
 
-// List returns the dead letters that the filter chooses, oldest first.
-func List(ctx context.Context, pool *pgxpool.Pool, f Filter) ([]Letter, error) {
+// arguments are those of the filter's statements.
+func (f Filter) arguments() []any {
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
@@ -78,7 +79,12 @@ func List(ctx context.Context, pool *pgxpool.Pool, f Filter) ([]Letter, error) {
 	if !f.Until.IsZero() {
 		until = &f.Until
 	}
-	rows, err := pool.Query(ctx, listSQL, f.Consumer, f.Topic, f.Type, f.Key, f.Class, f.EventID, f.State, f.Since, until, f.Cause, f.Limit)
+	return []any{f.Consumer, f.Topic, f.Type, f.Key, f.Class, f.EventID, f.State, f.Since, until, f.Cause, f.Limit}
+}
+
+// List returns the dead letters that the filter chooses, oldest first.
+func List(ctx context.Context, pool *pgxpool.Pool, f Filter) ([]Letter, error) {
+	rows, err := pool.Query(ctx, listSQL, f.arguments()...)
 	if err != nil {
 		return nil, fmt.Errorf("listing dead letters: %w", err)
 	}
@@ -111,108 +117,36 @@ func Show(ctx context.Context, pool *pgxpool.Pool, consumer string, id uuid.UUID
 	return Letter{}, fmt.Errorf("event %s: %w", id, ErrNoLetter)
 }
 
-// Redrive puts the dead letters of one key back behind whatever waits for that key, oldest first, for the
-// consumer alone, and calls for them at once. It returns how many. What becomes of them shows in their
-// state: resolved when applied, dead again otherwise. Calling it for a key without dead letters changes
-// nothing.
-func (l Ladder) Redrive(ctx context.Context, pool *pgxpool.Pool, topic, key string) (int, error) {
-	for range maxRaces {
-		n, err := l.redriveOnce(ctx, pool, topic, key)
-		if !LostRace(err) {
-			return n, err
-		}
-	}
-	return 0, fmt.Errorf("redriving %s: the key was held and released %d times meanwhile: try again", topic, maxRaces)
+// Count is how many dead letters have one cause.
+type Count struct {
+	Consumer   string    `json:"consumer"`
+	Topic      string    `json:"topic"`
+	EventType  string    `json:"event_type"`
+	ErrorClass string    `json:"error_class"`
+	Error      string    `json:"error"`
+	Letters    int       `json:"letters"`
+	Keys       int       `json:"keys"`
+	Oldest     time.Time `json:"oldest"` // first failed
+	Newest     time.Time `json:"newest"` // last failed
 }
 
-const maxRaces = 20
+const statsSQL = `
+SELECT consumer, topic, event_type, error_class, error, count(*), count(DISTINCT key), min(first_failed_at), max(last_failed_at)
+FROM dead_letters
+WHERE ` + chosenSQL + `
+GROUP BY consumer, topic, event_type, error_class, error
+ORDER BY count(*) DESC, consumer, topic, event_type, error
+LIMIT $11`
 
-const (
-	fenceAllSQL = `
-SELECT 1
-FROM consumer_offsets
-WHERE consumer = $1 AND topic = $2
-ORDER BY partition
-FOR UPDATE`
-	redrivingSQL = `
-WITH chosen AS (
-    UPDATE dead_letters
-    SET state = 'redriving'
-    WHERE consumer = $1 AND topic = $2 AND key = $3 AND state = 'dead'
-    RETURNING seq, event_id, partition, "offset", recorded_at, record_key, headers, payload)
-SELECT event_id, partition, "offset", recorded_at, record_key, headers, payload
-FROM chosen
-ORDER BY seq`
-	holdAgainSQL = `
-INSERT INTO held_keys (consumer, topic, key, token, attempt, state, due_at)
-VALUES ($1, $2, $3, nextval('wake_token'), 0, 'waiting', now())
-ON CONFLICT DO NOTHING
-RETURNING token, due_at`
-)
-
-func (l Ladder) redriveOnce(ctx context.Context, pool *pgxpool.Pool, topic, key string) (n int, err error) {
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		// With every fence row locked no main batch of the topic is in flight: none can hold the key meanwhile.
-		if _, err := tx.Exec(ctx, fenceAllSQL, l.Consumer, topic); err != nil {
-			return fmt.Errorf("locking the consumer's position: %w", err)
-		}
-		letters, err := l.takeLetters(ctx, tx, topic, key)
-		if err != nil || len(letters) == 0 {
-			return err
-		}
-		n = len(letters)
-		var token int64
-		var due time.Time
-		err = tx.QueryRow(ctx, holdAgainSQL, l.Consumer, topic, key).Scan(&token, &due)
-		switch {
-		case errors.Is(err, pgx.ErrNoRows): // held already: its own wake-up comes
-		case err != nil:
-			return fmt.Errorf("holding the key of dead letters: %w", err)
-		default:
-			if err := outbox.AppendRecords(ctx, tx, l.wake(Failure{Event: letters[0], Attempts: 1}, key, token, due)); err != nil {
-				return err
-			}
-		}
-		return l.insertWaiting(ctx, tx, letters, true)
-	})
-	return n, err
-}
-
-func (l Ladder) takeLetters(ctx context.Context, tx pgx.Tx, topic, key string) ([]*event.Event, error) {
-	rows, err := tx.Query(ctx, redrivingSQL, l.Consumer, topic, key)
+// Stats counts the dead letters that the filter chooses by their causes, the most frequent first.
+func Stats(ctx context.Context, pool *pgxpool.Pool, f Filter) ([]Count, error) {
+	rows, err := pool.Query(ctx, statsSQL, f.arguments()...)
 	if err != nil {
-		return nil, fmt.Errorf("taking dead letters: %w", err)
+		return nil, fmt.Errorf("counting dead letters: %w", err)
 	}
-	letters, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*event.Event, error) {
-		e := &event.Event{Topic: topic}
-		var id uuid.UUID
-		var headers []byte
-		err := row.Scan(&id, &e.Partition, &e.Offset, &e.RecordedAt, &e.Key, &headers, &e.Value)
-		if err == nil {
-			e.Headers, err = unmarshalHeaders(headers)
-		}
-		if err == nil {
-			e.Identify()
-			e.ID = id
-		}
-		return e, err
-	})
+	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Count])
 	if err != nil {
-		return nil, fmt.Errorf("taking dead letters: %w", err)
+		return nil, fmt.Errorf("counting dead letters: %w", err)
 	}
-	return letters, nil
-}
-
-const discardSQL = `UPDATE dead_letters SET state = 'discarded' WHERE consumer = $1 AND event_id = $2 AND state = 'dead'`
-
-// Discard gives a dead letter up for good; [ErrNoLetter] when there is none that is dead.
-func (l Ladder) Discard(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) error {
-	tag, err := pool.Exec(ctx, discardSQL, l.Consumer, id)
-	if err != nil {
-		return fmt.Errorf("discarding a dead letter: %w", err)
-	}
-	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("event %s: %w", id, ErrNoLetter)
-	}
-	return nil
+	return counts, nil
 }

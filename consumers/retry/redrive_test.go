@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -88,14 +89,22 @@ func TestRedriveRunsAWholeKeyInOrderBehindWhatWaits(t *testing.T) {
 	dead, other, waiting := newEvents("a", 3), newEvent("b"), newEvents("a", 2)
 	bury(t, pool, l, dead[0], other, dead[1], dead[2])
 	hold(t, pool, l, waiting...)
-	n, err := l.Redrive(t.Context(), pool, topic, "a")
+	redriven, err := l.Redrive(t.Context(), pool, topic, "a", retry.Decision{})
 	must(t, err)
-	if n != 3 {
-		t.Errorf("redrove %d, want 3", n)
+	if diff := cmp.Diff([]uuid.UUID{dead[0].ID, dead[1].ID, dead[2].ID}, redriven); diff != "" {
+		t.Error(diff)
 	}
-	if n, err := l.Redrive(t.Context(), pool, topic, "a"); n != 0 || err != nil {
-		t.Errorf("redriving again: %d, %v", n, err)
+	if again, err := l.Redrive(t.Context(), pool, topic, "a", retry.Decision{}); len(again) != 0 || err != nil {
+		t.Errorf("redriving again: %d, %v", len(again), err)
 	}
+	states := func(want map[string]int) {
+		t.Helper()
+		got, err := retry.States(t.Context(), pool, consumer, redriven)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+	}
+	states(map[string]int{"redriving": 3})
 	applied := drain(t, pool, l, current(t, pool, "a"), 2, ok)
 	if diff := cmp.Diff(ids(slices.Concat(waiting, dead)), ids(applied)); diff != "" {
 		t.Error(diff)
@@ -105,12 +114,13 @@ func TestRedriveRunsAWholeKeyInOrderBehindWhatWaits(t *testing.T) {
 			t.Errorf("%d letters are %s, want %d", got, state, want)
 		}
 	}
+	states(map[string]int{"resolved": 3})
 }
 
 func TestRedriveOfAFreeKeyCallsForItAtOnce(t *testing.T) {
 	pool, l := tables(t), ladder(retry.Policy{})
 	bury(t, pool, l, newEvent("a"))
-	_, err := l.Redrive(t.Context(), pool, topic, "a")
+	_, err := l.Redrive(t.Context(), pool, topic, "a", retry.Decision{})
 	must(t, err)
 	records := outboxRows(t, pool)
 	wake := records[len(records)-1]
@@ -126,7 +136,7 @@ func TestAnEventThatDiesAgainKeepsItsHistory(t *testing.T) {
 	pool, l := tables(t), ladder(retry.Policy{})
 	e := newEvent("a")
 	bury(t, pool, l, e)
-	_, err := l.Redrive(t.Context(), pool, topic, "a")
+	_, err := l.Redrive(t.Context(), pool, topic, "a", retry.Decision{})
 	must(t, err)
 	drain(t, pool, l, current(t, pool, "a"), 10, func(*event.Event) error { return event.Permanent(errors.New("still unknown")) })
 	letter, err := retry.Show(t.Context(), pool, consumer, e.ID)
@@ -148,7 +158,7 @@ func TestRedriveSurvivesTheReleaseOfItsKey(t *testing.T) {
 		hold(t, pool, l, newEvent("a"))
 		w, done := current(t, pool, "a"), make(chan error, 1)
 		go func() {
-			_, err := l.Redrive(context.Background(), pool, topic, "a")
+			_, err := l.Redrive(context.Background(), pool, topic, "a", retry.Decision{})
 			done <- err
 		}()
 		drain(t, pool, l, w, 1, ok)
@@ -173,7 +183,7 @@ func TestRedriveWaitsForTheBatchInFlight(t *testing.T) {
 			return err
 		}
 		go func() {
-			_, err := l.Redrive(context.Background(), pool, topic, "a")
+			_, err := l.Redrive(context.Background(), pool, topic, "a", retry.Decision{})
 			done <- err
 		}()
 		waitForLock(t, pool)
@@ -186,12 +196,12 @@ func TestADiscardedLetterStaysAway(t *testing.T) {
 	pool, l := tables(t), ladder(retry.Policy{})
 	e := newEvent("a")
 	bury(t, pool, l, e)
-	must(t, l.Discard(t.Context(), pool, e.ID))
-	if err := l.Discard(t.Context(), pool, e.ID); !errors.Is(err, retry.ErrNoLetter) {
+	must(t, l.Discard(t.Context(), pool, e.ID, retry.Decision{}))
+	if err := l.Discard(t.Context(), pool, e.ID, retry.Decision{}); !errors.Is(err, retry.ErrNoLetter) {
 		t.Errorf("discarding again: %v", err)
 	}
-	if n, err := l.Redrive(t.Context(), pool, topic, "a"); n != 0 || err != nil {
-		t.Errorf("redrove %d, %v", n, err)
+	if redriven, err := l.Redrive(t.Context(), pool, topic, "a", retry.Decision{}); len(redriven) != 0 || err != nil {
+		t.Errorf("redrove %d, %v", len(redriven), err)
 	}
 	if letter, err := retry.Show(t.Context(), pool, consumer, e.ID); err != nil || letter.State != "discarded" {
 		t.Errorf("%+v, %v", letter, err)
@@ -206,7 +216,7 @@ func TestFiltersChooseLetters(t *testing.T) {
 	events := newEvents("a", 4)
 	events = append(events, newEvent("b"))
 	bury(t, pool, l, events...)
-	must(t, l.Discard(t.Context(), pool, events[0].ID))
+	must(t, l.Discard(t.Context(), pool, events[0].ID, retry.Decision{}))
 	for name, c := range map[string]struct {
 		filter retry.Filter
 		want   int
@@ -229,5 +239,50 @@ func TestFiltersChooseLetters(t *testing.T) {
 		if err != nil || len(letters) != c.want {
 			t.Errorf("%s: %d letters, want %d (%v)", name, len(letters), c.want, err)
 		}
+	}
+}
+
+// A letter that is mended by hand reaches its handler as it is now, and what it was is kept.
+func TestAnEditedLetterIsRedrivenAsItIsNow(t *testing.T) {
+	pool, l := tables(t), ladder(retry.Policy{})
+	e := newEvent("a")
+	e.Headers = append(e.Headers, event.Header{Key: "content-type", Value: []byte("avro/binary")})
+	bury(t, pool, l, e)
+	must(t, l.Edit(t.Context(), pool, e.ID, []byte(`{"address":"known"}`), "application/json", retry.Decision{By: "ada", Why: "the address was cut"}))
+	_, err := l.Redrive(t.Context(), pool, topic, "a", retry.Decision{By: "ada", Why: "mended"})
+	must(t, err)
+	if err := l.Edit(t.Context(), pool, e.ID, nil, "", retry.Decision{}); !errors.Is(err, retry.ErrNoLetter) {
+		t.Errorf("editing what is on its way: %v", err)
+	}
+	applied := drain(t, pool, l, current(t, pool, "a"), 2, ok)
+	if len(applied) != 1 || string(applied[0].Value) != `{"address":"known"}` || applied[0].ContentType != "application/json" || applied[0].ID != e.ID {
+		t.Errorf("applied %+v", applied)
+	}
+	got, err := retry.Decisions(t.Context(), pool, consumer, e.ID)
+	must(t, err)
+	want := []retry.Decided{
+		{Act: "edited", By: "ada", Why: "the address was cut", Before: e.Value, After: []byte(`{"address":"known"}`)},
+		{Act: "redriven", By: "ada", Why: "mended"}}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(retry.Decided{}, "At")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestStatsCountLettersByTheirCauses(t *testing.T) {
+	pool, l := tables(t), ladder(retry.Policy{})
+	bury(t, pool, l, append(newEvents("a", 2), newEvent("b"))...)
+	must(t, transact(t, pool, func(tx pgx.Tx) error {
+		return l.Bury(t.Context(), tx, []retry.Failure{{Event: newEvent("c"), Err: errors.New("no stock"), Attempts: 10, FirstAt: time.Now()}})
+	}))
+	got, err := retry.Stats(t.Context(), pool, retry.Filter{Consumer: consumer})
+	must(t, err)
+	want := []retry.Count{
+		{Consumer: consumer, Topic: topic, EventType: "OrderPlaced", ErrorClass: "permanent", Error: "address unknown", Letters: 3, Keys: 2},
+		{Consumer: consumer, Topic: topic, EventType: "OrderPlaced", ErrorClass: "retriable", Error: "no stock", Letters: 1, Keys: 1}}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(retry.Count{}, "Oldest", "Newest")); diff != "" {
+		t.Error(diff)
+	}
+	if got, err := retry.Stats(t.Context(), pool, retry.Filter{Cause: "stock"}); len(got) != 1 || err != nil {
+		t.Errorf("with a cause: %v, %v", got, err)
 	}
 }
