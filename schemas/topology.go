@@ -3,6 +3,7 @@ package schemas
 import (
 	"maps"
 	"slices"
+	"time"
 )
 
 // Route says who emits an event type, on which topic, and who reads it. Emitters and readers are
@@ -16,6 +17,9 @@ type Route struct {
 
 // Partitions is how many partitions the topics have when converge creates them.
 const Partitions = 4
+
+// TopicRetention is how long the topics keep a record when converge creates them.
+const TopicRetention = 7 * 24 * time.Hour
 
 // Routes is the choreography: the only place that says who reacts to what. Topics, diagrams and
 // subscriptions follow from it.

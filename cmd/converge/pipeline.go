@@ -164,6 +164,8 @@ func (n *node) addConsole(at connection, schemaRegistry string, gatherer prometh
 type serviceConfig struct {
 	connection
 	encoding
+	retention
+	slot          string // the relay's; "" is its default
 	orderDeadline time.Duration
 	allowRemote   bool
 	maxConns      int32
@@ -238,7 +240,11 @@ func (n *node) runServices(ctx context.Context, chosen []service, cfg serviceCon
 		if p.run != nil {
 			inner.Add(s.name+" sweeper", p.run)
 		}
-		inner.Add(s.name+" outbox days", func(ctx context.Context) error { return keepOutboxDays(ctx, pool) })
+		days := outbox.Days{Pool: pool, Retention: cfg.OutboxRetention, Slot: cfg.slot, Logger: n.log.With("service", s.name)}
+		if err := days.Make(ctx, time.Now()); err != nil { // before the first row; Run tries again
+			n.log.Info("the outbox begins without partitions of its own days", "service", s.name, "error", err)
+		}
+		inner.Add(s.name+" outbox days", days.Run)
 	}
 	begin.install(api)
 	return inner.Run(ctx)
@@ -250,28 +256,13 @@ func (n *node) addConsumer(inner *process.Group, s service, p parts, pool *pgxpo
 		return nil
 	}
 	g, err := group.New(group.Config{Name: s.name, Brokers: cfg.Brokers, Topics: topics, Pool: pool, Handler: p.handler,
-		ReadModel: schemas.ReadModels()[s.name], Logger: n.log, Registerer: n.metrics})
+		InboxRetention: cfg.InboxRetention, ReadModel: schemas.ReadModels()[s.name], Logger: n.log, Registerer: n.metrics})
 	if err != nil {
 		return err
 	}
 	n.checks.Add(s.name+" consumer", func(context.Context) error { return g.Ready() })
 	inner.Add(s.name+" consumer", g.Run)
 	return nil
-}
-
-// keepOutboxDays makes the outbox's partitions ahead of time until ctx ends. Rows of a day without one
-// go to the default partition, so a failure waits for the next hour.
-func keepOutboxDays(ctx context.Context, pool *pgxpool.Pool) error {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		_ = database.EnsureDays(ctx, pool, "outbox", time.Now(), 3)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
 }
 
 // awaitDependencies returns the codec once the registry, Kafka and the migrated database were there, and
@@ -281,12 +272,17 @@ func (n *node) awaitDependencies(ctx context.Context, chosen []service, cfg serv
 	for _, s := range chosen {
 		names = append(names, s.name)
 	}
+	var keep map[string]time.Duration
 	steps := []struct {
 		what string
 		try  func(context.Context) error
 	}{
 		{"the database", func(ctx context.Context) error { return migrated(ctx, cfg.Database, names) }},
 		{"Kafka", func(ctx context.Context) error { return createTopics(ctx, cfg.Brokers, topicsOf(names)) }},
+		{"the topics' settings", func(ctx context.Context) (err error) {
+			keep, err = topicRetentions(ctx, cfg.Brokers, readBy(names))
+			return err
+		}},
 		{"the relay", func(context.Context) error {
 			if cfg.after == nil {
 				return nil
@@ -298,6 +294,9 @@ func (n *node) awaitDependencies(ctx context.Context, chosen []service, cfg serv
 		if !n.await(ctx, step.what, begin, step.try) {
 			return nil, nil
 		}
+	}
+	if err := cfg.retention.checkTopics(keep); err != nil {
+		return nil, err
 	}
 	if cfg.Registry == "" {
 		return schemas.NewCodec(schemas.Format(cfg.Format), schemas.IDs{}), nil

@@ -13,6 +13,8 @@ type serveCmd struct {
 	connection
 	encoding
 	listener
+	retention
+	Slot          string        `default:"converge" help:"The relay's replication slot: old outbox rows go only when it has confirmed them."`
 	OrderDeadline time.Duration `default:"30s" help:"An order that has not passed its pivot by then is undone."`
 }
 
@@ -21,14 +23,13 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := c.connection.check(); err != nil {
-		return err
-	}
-	if err := c.encoding.check(); err != nil {
-		return err
+	for _, check := range []func() error{c.connection.check, c.encoding.check, c.retention.check} {
+		if err := check(); err != nil {
+			return err
+		}
 	}
 	n := newNode(log)
-	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding,
+	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding, retention: c.retention, slot: c.Slot,
 		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsApart})
 	return n.run(ctx, c.listener)
 }

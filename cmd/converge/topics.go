@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -40,6 +41,17 @@ func topicsOf(services []string) []string {
 	return sorted
 }
 
+// readBy returns the event topics that the services read.
+func readBy(services []string) []string {
+	var names []string
+	for _, service := range services {
+		read, _ := schemas.ReadBy(service)
+		names = append(names, read...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // createTopics creates the topics that are missing and leaves those that exist as they are.
 func createTopics(ctx context.Context, brokers, topics []string) error {
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
@@ -47,7 +59,8 @@ func createTopics(ctx context.Context, brokers, topics []string) error {
 		return fmt.Errorf("reading the broker addresses: %w", err)
 	}
 	defer client.Close()
-	responses, err := kadm.NewClient(client).CreateTopics(ctx, schemas.Partitions, -1, nil, topics...)
+	keep := strconv.FormatInt(schemas.TopicRetention.Milliseconds(), 10)
+	responses, err := kadm.NewClient(client).CreateTopics(ctx, schemas.Partitions, -1, map[string]*string{retentionKey: &keep}, topics...)
 	if err != nil {
 		return fmt.Errorf("creating topics: %w", err)
 	}

@@ -26,6 +26,7 @@ type upCmd struct {
 	Format        string        `enum:"avro,json" default:"avro" help:"Write events as ${enum}; both are read."`
 	AllowRemote   bool          `help:"Listen and answer beyond loopback. There is no authentication: put one in front."`
 	Demo          bool          `help:"Send a gentle load for as long as it runs."`
+	retention
 }
 
 // Connections of one service: few when one process holds eight services, more when each has its own.
@@ -46,6 +47,9 @@ const (
 func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) error {
 	at := listener{HTTP: c.HTTP, AllowRemote: c.AllowRemote}
 	if err := at.check(); err != nil {
+		return err
+	}
+	if err := c.retention.check(); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -140,7 +144,7 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 	if err := n.addConsole(e.connection, e.registry.URL(), n.metrics); err != nil {
 		return err
 	}
-	n.addServices(services(), serviceConfig{connection: e.connection, encoding: encoding{Registry: e.registry.URL(), Format: c.Format},
+	n.addServices(services(), serviceConfig{connection: e.connection, encoding: encoding{Registry: e.registry.URL(), Format: c.Format}, retention: c.retention,
 		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsTogether,
 		after: r.Ready}) // the slot must be there before the first row
 	if c.Demo {

@@ -25,6 +25,9 @@ var (
 	errRefused = errors.New("an event was refused")
 	// errNoType is why a record without a type is dead.
 	errNoType = event.Permanentf("the record has no event_type header: nobody can know what it means")
+	// errForgotten is why an event from before the inbox's time is dead. A redrive does not ask the inbox: it
+	// is a person's word.
+	errForgotten = event.Permanent(inbox.ErrForgotten)
 )
 
 const (
@@ -189,7 +192,7 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	// A batch that has begun is finished: a drain waits for it, and the time is bounded.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
 	defer cancel()
-	tx, events, duplicates, anyHeld, err := g.takeOn(ctx, b)
+	tx, events, forgotten, duplicates, anyHeld, err := g.takeOn(ctx, b)
 	if err != nil {
 		return err
 	}
@@ -204,7 +207,7 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 			return err
 		}
 	}
-	result, err := g.handle(ctx, tx, events, held, b.careful)
+	result, err := g.handle(ctx, tx, events, forgotten, held, b.careful)
 	if err != nil {
 		return err
 	}
@@ -231,10 +234,11 @@ func (g *Group) admit(applied int, failures ...retry.Failure) error {
 }
 
 // takeOn begins the transaction, moves the fence, puts the events into the inbox and asks whether anything
-// is held, in one round trip. It returns the events that are fresh, in order.
-func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*event.Event, duplicates int, anyHeld bool, err error) {
+// is held, in one round trip. It returns the events that are not duplicates, in order, and which of them are
+// older than the inbox remembers.
+func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*event.Event, forgotten map[uuid.UUID]bool, duplicates int, anyHeld bool, err error) {
 	var moved int64
-	isFresh := map[uuid.UUID]bool{}
+	isFresh, forgotten := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
 	tx, err = g.begin(ctx, func(queries *pgx.Batch) {
 		queries.Queue(fenceSQL, g.cfg.Name, b.topic, b.id, b.expected, b.next).Exec(func(tag pgconn.CommandTag) error {
 			moved = tag.RowsAffected()
@@ -245,20 +249,23 @@ func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*
 			for i, e := range b.events {
 				entries[i] = inbox.Entry{ID: e.ID, Day: inbox.Day(e.ID, e.OccurredAt)}
 			}
-			inbox.Queue(queries, g.cfg.Name, entries, func(ids []uuid.UUID) {
+			inbox.Queue(queries, g.cfg.Name, entries, func(ids, old []uuid.UUID) {
 				for _, id := range ids {
 					isFresh[id] = true
+				}
+				for _, id := range old {
+					isFresh[id], forgotten[id] = true, true
 				}
 			})
 			g.ladder.QueueAnyHeld(queries, b.topic, &anyHeld)
 		}
 	})
 	if err != nil {
-		return nil, nil, 0, false, fmt.Errorf("taking a batch on: %w", err)
+		return nil, nil, nil, 0, false, fmt.Errorf("taking a batch on: %w", err)
 	}
 	if moved == 0 {
 		rollback(tx)
-		return nil, nil, 0, false, errFenced
+		return nil, nil, nil, 0, false, errFenced
 	}
 	for _, e := range b.events {
 		if !isFresh[e.ID] {
@@ -268,7 +275,7 @@ func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*
 		delete(isFresh, e.ID) // the batch may hold it twice
 		fresh = append(fresh, e)
 	}
-	return tx, fresh, duplicates, anyHeld, nil
+	return tx, fresh, forgotten, duplicates, anyHeld, nil
 }
 
 // commitBatch commits. When the reply is lost, the stored offset tells whether it happened.

@@ -26,6 +26,9 @@ type Config struct {
 	Handler event.Handler
 	Retry   retry.Policy
 	Guard   Guard
+	// InboxRetention is how long the inbox remembers an event after the end of its day; 0 is for ever. See
+	// inbox.Days for how long that must be. What comes later is a dead letter, for review.
+	InboxRetention time.Duration
 
 	// ReadModel names what the handler builds; when it is set, the time from commit to effect is observed.
 	ReadModel string
@@ -61,6 +64,9 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if filled.Guard.Window < 0 || filled.Guard.Window > 0 && filled.Guard.Window < guardSlots {
 		return filled, fmt.Errorf("the consumer group %s: a guard cannot look back %v", c.Name, filled.Guard.Window)
+	}
+	if c.InboxRetention < 0 {
+		return filled, fmt.Errorf("the consumer group %s: the inbox's retention is negative", c.Name)
 	}
 	if filled.MaxEvents == 0 {
 		filled.MaxEvents = 500

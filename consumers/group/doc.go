@@ -12,7 +12,8 @@
 //
 // The guarantee: the effect of an event happens once, after those of all earlier events of its key,
 // whatever crashes and however often it is delivered. A bad event does not hold up other keys; an outage
-// of the database pauses the group and counts against no event, and so does a bad deploy, see [Guard]. It fails to hold for effects outside the
-// transaction, which may happen again; for events that come back after their inbox day was pruned; and
-// for keys that move to another partition, whose order nobody keeps.
+// of the database pauses the group and counts against no event, and so does a bad deploy, see [Guard]. It
+// fails to hold for effects outside the transaction, which may happen again; and for keys that move to
+// another partition, whose order nobody keeps. An event that is older than the inbox remembers is a dead
+// letter, for a person to decide.
 package group

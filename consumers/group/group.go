@@ -12,8 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"converge/consumers/inbox"
 	"converge/consumers/retry"
-	"converge/internal/database"
 )
 
 // ErrOffsetBeyondEnd means that the stored offset of a partition is beyond the end of its log: the topic
@@ -368,13 +368,14 @@ func (g *Group) tellAgain(offsets map[string]map[int32]kgo.EpochOffset) {
 	}
 }
 
-// keepHouse repeats lost wake-ups, makes partitions for the inbox, and samples the gauges.
+// keepHouse repeats lost wake-ups, makes and drops partitions of the inbox, and samples the gauges.
 func (g *Group) keepHouse(ctx context.Context) {
-	quick, slow := time.NewTicker(3*time.Second), time.NewTicker(time.Hour)
+	quick, slow := time.NewTicker(3*time.Second), time.NewTicker(10*time.Minute)
 	defer quick.Stop()
 	defer slow.Stop()
-	days := func() error { return database.EnsureDays(ctx, g.cfg.Pool, "inbox", time.Now(), inboxDaysAhead) }
-	g.chore(ctx, "making partitions for the inbox", days)
+	days := inbox.Days{Pool: g.cfg.Pool, Retention: g.cfg.InboxRetention}
+	makeDays := func() error { return days.Make(ctx, time.Now()) }
+	g.chore(ctx, "making partitions for the inbox", makeDays)
 	for {
 		g.chore(ctx, "repeating late wake-ups", func() error { return g.sweep(ctx) })
 		g.chore(ctx, "sampling gauges", func() error { return g.sample(ctx) })
@@ -383,12 +384,20 @@ func (g *Group) keepHouse(ctx context.Context) {
 			return
 		case <-quick.C:
 		case <-slow.C:
-			g.chore(ctx, "making partitions for the inbox", days)
+			g.chore(ctx, "making partitions for the inbox", makeDays)
+			// Not at the start: what has waited since the last one is taken on before its days are forgotten.
+			g.chore(ctx, "forgetting old days of the inbox", func() error { return g.forgetDays(ctx, days) })
 		}
 	}
 }
 
-const inboxDaysAhead = 7
+func (g *Group) forgetDays(ctx context.Context, days inbox.Days) error {
+	dropped, err := days.Prune(ctx, time.Now())
+	if len(dropped) > 0 {
+		g.cfg.Logger.Info("inbox days are forgotten: events of theirs go to the dead letters, for review", "group", g.cfg.Name, "days", dropped)
+	}
+	return err
+}
 
 func (g *Group) chore(ctx context.Context, what string, do func() error) {
 	if err := do(); err != nil && ctx.Err() == nil {

@@ -84,8 +84,8 @@ func (g *guard) admit(now time.Time, applied int, keyOf func(retry.Failure) stri
 	turn := now.UnixNano() / int64(g.window/guardSlots)
 	var last error
 	for _, f := range failures {
-		if errors.Is(f.Err, errNoType) {
-			continue // it was for nobody's handler
+		if errors.Is(f.Err, errNoType) || errors.Is(f.Err, errForgotten) {
+			continue // no handler was asked
 		}
 		g.failed[keyOf(f)] = now
 		last = f.Err

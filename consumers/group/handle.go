@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"converge/consumers/event"
@@ -17,13 +18,15 @@ import (
 // handle gives the events to their handlers, in order. Events of held keys wait instead. Without care a
 // refused event is errRefused and the transaction is lost; with care each event has a savepoint, and a
 // refusal is that event's alone. Errors of the database's are returned either way.
-func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, held map[string]bool, careful bool) (outcome, error) {
+func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, forgotten map[uuid.UUID]bool, held map[string]bool, careful bool) (outcome, error) {
 	var r outcome
 	ready := make([]*event.Event, 0, len(events))
 	for _, e := range events {
 		switch {
 		case e.Type == "":
 			r.dead = append(r.dead, retry.Failure{Event: e, Err: errNoType, Attempts: 1, FirstAt: time.Now()})
+		case forgotten[e.ID]:
+			r.dead = append(r.dead, retry.Failure{Event: e, Err: errForgotten, Attempts: 1, FirstAt: time.Now()})
 		case held[g.ladder.KeyOf(e)]:
 			r.waiting = append(r.waiting, e)
 		default:

@@ -109,7 +109,7 @@ func TestBatchesOfTheSameEventsDoNotDeadlock(t *testing.T) {
 			}
 			if err := pgx.BeginFunc(context.Background(), pool, func(tx pgx.Tx) error {
 				var batch pgx.Batch
-				inbox.Queue(&batch, "billing", list, func([]uuid.UUID) {})
+				inbox.Queue(&batch, "billing", list, func(_, _ []uuid.UUID) {})
 				return tx.SendBatch(context.Background(), &batch).Close()
 			}); err != nil {
 				t.Error(err)

@@ -45,14 +45,19 @@ func (p Policy) Validate() error {
 
 // Exhausted reports whether an event that has failed attempts times, first at firstFailure, is dead.
 func (p Policy) Exhausted(attempts int, firstFailure, now time.Time) bool {
-	limit, age := p.MaxAttempts, p.MaxAge
+	limit := p.MaxAttempts
 	if limit == 0 {
 		limit = 10
 	}
-	if age == 0 {
-		age = 24 * time.Hour
+	return attempts >= limit || now.Sub(firstFailure) > p.Age()
+}
+
+// Age returns how long after its first failure an event is tried again.
+func (p Policy) Age() time.Duration {
+	if p.MaxAge == 0 {
+		return 24 * time.Hour
 	}
-	return attempts >= limit || now.Sub(firstFailure) > age
+	return p.MaxAge
 }
 
 // rung returns the rung of an event that has failed attempts times: 1 is the first.

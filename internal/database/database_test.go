@@ -6,7 +6,6 @@ import (
 	"os"
 	"testing"
 	"testing/fstest"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -59,37 +58,6 @@ func TestMigrationsRunAtTheSameTimeWaitForEachOther(t *testing.T) {
 	for range 4 {
 		if err := <-errs; err != nil {
 			t.Error(err)
-		}
-	}
-}
-
-func TestEnsureDaysMakesPartitionsAndLeavesOccupiedDaysInTheDefault(t *testing.T) {
-	ctx := context.Background()
-	url := pgtest.URL(t)
-	if err := database.Migrate(ctx, url, module("orders")); err != nil {
-		t.Fatal(err)
-	}
-	pool, err := database.Open(ctx, url, "orders", 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	if _, err := pool.Exec(ctx, "INSERT INTO inbox VALUES ('c', gen_random_uuid(), '2026-03-02')"); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		for _, table := range []string{"inbox", "outbox"} {
-			if err := database.EnsureDays(ctx, pool, table, now, 2); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for table, want := range map[string]int{"inbox": 4, "outbox": 5} { // the default, and the days but the occupied one
-		var got int
-		err := pool.QueryRow(ctx, "SELECT count(*) FROM pg_inherits WHERE inhparent = $1::regclass", table).Scan(&got)
-		if err != nil || got != want {
-			t.Errorf("%s has %d partitions, want %d (%v)", table, got, want, err)
 		}
 	}
 }
