@@ -66,6 +66,7 @@ func (p *publisher) publish(ctx context.Context, l *layout, tuple pgoutput.Tuple
 	x.sent++
 	p.unpushed = true
 	p.kafka.client.Produce(context.Background(), &r.record, r.promise)
+	crash(crashProduced)
 	if p.alone(r) {
 		return p.await(ctx)
 	}
@@ -149,6 +150,7 @@ func (p *publisher) settle(r *row, err error) {
 		return
 	}
 	if r.dead {
+		crash(crashDeadLetter)
 		p.relay.buried(r.id)
 	}
 	x, in, committed := r.transaction, r.arena, r.record.Timestamp
@@ -158,6 +160,7 @@ func (p *publisher) settle(r *row, err error) {
 		p.metrics.commitToAck.Observe(time.Since(committed).Seconds())
 	}
 	in.acknowledge()
+	crash(crashAcknowledged)
 }
 
 // stalledAfter is how long Kafka may acknowledge nothing before the relay is not ready.

@@ -214,6 +214,7 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 		if s.transaction == nil {
 			return fmt.Errorf("%w: commit outside a transaction", pgoutput.ErrMalformed)
 		}
+		crash(crashCommit)
 		committed, sent := s.transaction.committed, s.transaction.sent
 		s.transaction = nil
 		if s.tracker.commit(commit.EndLSN) && sent > 0 {
@@ -242,6 +243,10 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 	l, x := s.layouts[id], s.transaction
 	if l == nil || x == nil {
 		return fmt.Errorf("%w: row outside a transaction or of an unknown table", pgoutput.ErrMalformed)
+	}
+	crash(crashReceived)
+	if x.sent > 0 {
+		crash(crashTransaction)
 	}
 	return s.publish(ctx, l, s.tuple, x, in)
 }

@@ -315,9 +315,12 @@ func (w *wire) sendStatus(position pgoutput.LSN, replyRequested bool) error {
 	if err := w.conn.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
 		return fmt.Errorf("confirming %s: %w", position, err)
 	}
+	crash(crashStatus)
+	crashWriting(crashStatusTorn, w.conn, w.status)
 	if _, err := w.conn.Write(w.status); err != nil {
 		return fmt.Errorf("confirming %s: %w", position, err)
 	}
+	crash(crashStatusSent)
 	return nil
 }
 
