@@ -44,20 +44,9 @@ func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]
 	if len(topics) == 0 {
 		return offsets, nil
 	}
-	admin := kadm.NewClient(g.client)
-	starts, err := admin.ListStartOffsets(ctx, topics...)
-	if err == nil {
-		err = starts.Error()
-	}
+	starts, ends, err := logs(ctx, kadm.NewClient(g.client), topics)
 	if err != nil {
-		return nil, fmt.Errorf("listing where the logs start: %w", err)
-	}
-	ends, err := admin.ListEndOffsets(ctx, topics...)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listing where the logs end: %w", err)
+		return nil, err
 	}
 	var events []partition
 	for topic, ids := range offsets {
@@ -97,7 +86,7 @@ func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]
 }
 
 func (g *Group) beyondEnd(p partition, stored, end int64) error {
-	return fmt.Errorf("group %s, topic %s, partition %d, stored %d, end %d: %w: was the topic made anew? Set next_offset in consumer_offsets to where reading is to go on",
+	return fmt.Errorf("group %s, topic %s, partition %d, stored %d, end %d: %w: was the topic made anew? converge group reset says where reading is to go on",
 		g.cfg.Name, p.topic, p.id, stored, end, ErrOffsetBeyondEnd)
 }
 
@@ -177,6 +166,63 @@ func (g *Group) readStored(ctx context.Context, partitions []partition) (map[par
 		return nil, fmt.Errorf("reading stored offsets: %w", err)
 	}
 	return stored, nil
+}
+
+const movedBackSQL = `
+SELECT o.topic, o.partition, o.next_offset
+FROM consumer_offsets o
+JOIN unnest($2::text[], $3::int[], $4::bigint[]) AS known (topic, partition, stored)
+    ON (o.topic, o.partition) = (known.topic, known.partition)
+WHERE o.consumer = $1 AND o.next_offset < known.stored`
+
+// lookBack notes the partitions whose stored offset somebody has moved back, for the next poll: while nothing
+// arrives, no fence tells.
+func (g *Group) lookBack(ctx context.Context) error {
+	var topics []string
+	var ids []int32
+	var known []int64
+	g.mu.Lock()
+	for p, at := range g.owned {
+		topics, ids, known = append(topics, p.topic), append(ids, p.id), append(known, at.stored)
+	}
+	g.mu.Unlock()
+	rows, err := g.cfg.Pool.Query(ctx, movedBackSQL, g.cfg.Name, topics, ids, known)
+	if err != nil {
+		return fmt.Errorf("reading stored offsets: %w", err)
+	}
+	back := map[partition]int64{}
+	var p partition
+	var at int64
+	if _, err := pgx.ForEachRow(rows, []any{&p.topic, &p.id, &at}, func() error { back[p] = at; return nil }); err != nil {
+		return fmt.Errorf("reading stored offsets: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.back = back
+	return nil
+}
+
+// goBack reads on from where partitions were moved back to.
+func (g *Group) goBack() {
+	to := map[string]map[int32]kgo.EpochOffset{}
+	g.mu.Lock()
+	for p, at := range g.back {
+		if owned, ok := g.owned[p]; !ok || owned.stored <= at {
+			continue
+		}
+		g.owned[p] = position{stored: at}
+		g.hints[p] = at
+		if to[p.topic] == nil {
+			to[p.topic] = map[int32]kgo.EpochOffset{}
+		}
+		to[p.topic][p.id] = kgo.EpochOffset{Epoch: -1, Offset: at}
+		g.cfg.Logger.Info("partition was moved back", "group", g.cfg.Name, "topic", p.topic, "partition", p.id, "offset", at)
+	}
+	g.back = nil
+	g.mu.Unlock()
+	if len(to) > 0 {
+		g.client.SetOffsets(to)
+	}
 }
 
 // commit tells Kafka the offsets and waits for its answer.

@@ -43,6 +43,7 @@ type Group struct {
 	owned  map[partition]position
 	paused map[partition]time.Time // retry partitions that wait for a wake-up to be due
 	hints  map[partition]int64     // offsets that Kafka is yet to be told
+	back   map[partition]int64     // stored offsets that somebody has moved back
 	toldAt time.Time               // when Kafka was told last
 	fatal  error
 }
@@ -204,6 +205,7 @@ func (g *Group) poll(ctx context.Context) error {
 	var outage backoff
 	for ctx.Err() == nil {
 		g.resume()
+		g.goBack()
 		polling, cancel := context.WithTimeout(ctx, g.untilDue())
 		fetches := g.client.PollRecords(polling, g.cfg.MaxEvents)
 		cancel()
@@ -378,6 +380,7 @@ func (g *Group) keepHouse(ctx context.Context) {
 	g.chore(ctx, "making partitions for the inbox", makeDays)
 	for {
 		g.chore(ctx, "repeating late wake-ups", func() error { return g.sweep(ctx) })
+		g.chore(ctx, "looking for partitions that were moved back", func() error { return g.lookBack(ctx) })
 		g.chore(ctx, "sampling gauges", func() error { return g.sample(ctx) })
 		select {
 		case <-ctx.Done():
