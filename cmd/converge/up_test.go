@@ -242,6 +242,36 @@ func TestEndToEndKcatIsAtHome(t *testing.T) {
 		t.Errorf("after the redrive analytics has version %v, want 4", got)
 	}
 
+	// Read again from the start, everything is a duplicate.
+	both := []string{"--database", database, "--brokers", kafka}
+	for _, step := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"show"}, process.ExitOK, "orderviews"},
+		{[]string{"show", "analytics", "--json"}, process.ExitOK, `"member": "converge-analytics`},
+		{[]string{"show", "nobody"}, process.ExitUsage, `there is no consumer group "nobody"`},
+		{[]string{"reset", "analytics", "--topic", "orders", "--to", "start"}, process.ExitUsage, `analytics does not read a topic "orders"`},
+		{[]string{"reset", "analytics", "--topic", "identity", "--to", "yesterday"}, process.ExitUsage, `"yesterday" is neither`},
+		{[]string{"reset", "analytics", "--topic", "identity", "--to", "1000000"}, process.ExitUsage, "the log has no such offset"},
+		{[]string{"reset", "analytics", "--topic", "identity", "--to", "start", "--partition", "99"}, process.ExitUsage, "does not have all of the partitions"},
+		{[]string{"reset", "analytics", "--topic", "identity", "--to", "1h", "--dry-run"}, process.ExitOK, "would set: analytics identity/0 from"},
+		{[]string{"reset", "analytics", "--topic", "identity", "--to", "start"}, process.ExitOK, "set: analytics identity/0 from"},
+	} {
+		out, stderr, code := command(append(append([]string{"group"}, step.args...), both...)...)
+		if code != step.code || !strings.Contains(out+stderr, step.says) {
+			t.Errorf("group %s: code %d, want %d and %q\n%s%s", step.args, code, step.code, step.says, out, stderr)
+		}
+	}
+	eventually(t, 60*time.Second, func() error {
+		const line = `converge_consumer_events_total{group="analytics",outcome="duplicate",topic="identity"} 6`
+		if metrics := string(up.get("/metrics").body); !strings.Contains(metrics, line) {
+			return fmt.Errorf("/metrics lacks %s", line)
+		}
+		return nil
+	})
+
 	order := up.order("kcat", "card-ok", 1)
 	up.ends(order, "COMPLETED")
 	events, err := exec.Command(kcat, "-b", kafka, "-C", "-e", "-q", "-t", "orders", "-f", "%k %h\n").CombinedOutput()
