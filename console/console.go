@@ -22,6 +22,8 @@ import (
 type Config struct {
 	// Brokers are Kafka's bootstrap addresses; none: Kafka is not looked at.
 	Brokers []string
+	// Client is added to the options of the Kafka client: TLS, SASL, a dialer.
+	Client []kgo.Opt
 	// DatabaseURL is PostgreSQL by a user that may read every service's schema and
 	// pg_replication_slots; "": PostgreSQL is not looked at.
 	DatabaseURL string
@@ -130,7 +132,7 @@ func (c *Console) Run(ctx context.Context) error {
 	defer c.hub.close()
 	g, ctx := errgroup.WithContext(ctx)
 	if len(c.cfg.Brokers) > 0 {
-		client, err := kgo.NewClient(clientOptions(c.cfg.Brokers)...)
+		client, err := kgo.NewClient(append(clientOptions(c.cfg.Brokers), c.cfg.Client...)...)
 		if err != nil {
 			return fmt.Errorf("making the console's Kafka client: %w", err)
 		}

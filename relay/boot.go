@@ -24,7 +24,7 @@ func openControl(ctx context.Context, databaseURL string) (*control, error) {
 	cfg.RuntimeParams["application_name"] = applicationName
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connecting to the database: %w", err)
+		return nil, certificateRefused(fmt.Errorf("connecting to the database: %w", err))
 	}
 	return &control{pg}, nil
 }

@@ -1,10 +1,13 @@
 package relay
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"converge/internal/kafkaauth"
 )
 
 // ErrDrainTimedOut is what [Relay.Run] returns when its context ended and Kafka did not acknowledge
@@ -48,6 +51,32 @@ var misconfigured = map[string]string{
 	stateInvalidPassword:   "give the right password in the database URL",
 }
 
+// misconfiguredError is the same for what is no SQLSTATE: certificates, and Kafka's own refusals.
+type misconfiguredError struct {
+	err error
+	fix string
+}
+
+func (m *misconfiguredError) Error() string { return fmt.Sprintf("%v: %s", m.err, m.fix) }
+func (m *misconfiguredError) Unwrap() error { return m.err }
+
+// kafkaRefused returns err as a [misconfiguredError] if Kafka answers and will not have us.
+func kafkaRefused(err error) error {
+	if fix := kafkaauth.Fix(err); fix != "" {
+		return &misconfiguredError{err, fix}
+	}
+	return err
+}
+
+// certificateRefused returns err as a [misconfiguredError] if it is the server's certificate that we do not trust.
+func certificateRefused(err error) error {
+	var verification *tls.CertificateVerificationError
+	if errors.As(err, &verification) {
+		return &misconfiguredError{err, "say sslrootcert=FILE in the database URL, the authority that signed the server's certificate, and reach it by a name that is in it"}
+	}
+	return err
+}
+
 // sqlState returns the SQLSTATE in err's chain, "" if there is none.
 func sqlState(err error) string {
 	var pg *pgconn.PgError
@@ -65,6 +94,10 @@ func asFatal(err error, hasStreamed bool) (*fatalError, bool) {
 	var f *fatalError
 	if errors.As(err, &f) {
 		return f, true
+	}
+	var m *misconfiguredError
+	if errors.As(err, &m) && !hasStreamed {
+		return &fatalError{m.err, m.fix}, true
 	}
 	state := sqlState(err)
 	if fix, ok := lasting[state]; ok {

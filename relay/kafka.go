@@ -118,7 +118,7 @@ func (k *kafka) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if err := k.client.Ping(ctx); err != nil {
-		return fmt.Errorf("reaching Kafka: %w", err)
+		return kafkaRefused(fmt.Errorf("reaching Kafka: %w", err))
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func redacted(name, value string) string {
 		return "(none)"
 	case strings.Contains(name, "token") || strings.Contains(name, "password") || strings.Contains(name, "secret"):
 		return "(hidden)"
-	case strings.Contains(value, "://"):
+	case name == "database" || strings.Contains(value, "://"):
 		return database.Redact(value)
 	}
 	return value

@@ -15,10 +15,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/console"
 	"converge/consumers/group"
 	"converge/internal/database"
+	"converge/internal/kafkaauth"
 	"converge/internal/opshttp"
 	"converge/internal/process"
 	"converge/producers/httpapi"
@@ -32,6 +34,7 @@ import (
 type connection struct {
 	Database string   `env:"CONVERGE_DATABASE,DATABASE_URL" placeholder:"URL" help:"PostgreSQL, as postgres://user:password@host:port/database."`
 	Brokers  []string `placeholder:"HOST:PORT" help:"Kafka bootstrap addresses, separated by commas."`
+	kafkaauth.Flags
 }
 
 func (c connection) check() error {
@@ -41,7 +44,30 @@ func (c connection) check() error {
 	if len(c.Brokers) == 0 {
 		return usageError{errors.New("no Kafka: give --brokers HOST:PORT or set CONVERGE_BROKERS")}
 	}
-	return nil
+	_, err := c.kafkaOptions()
+	return err
+}
+
+// kafkaOptions returns what every client of this Kafka is made with, beside the brokers.
+func (c connection) kafkaOptions() ([]kgo.Opt, error) {
+	options, err := c.Options()
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return options, nil
+}
+
+// client returns a Kafka client with nothing special to it.
+func (c connection) client() (*kgo.Client, error) {
+	options, err := c.kafkaOptions()
+	if err != nil {
+		return nil, err
+	}
+	client, err := kgo.NewClient(append(options, kgo.SeedBrokers(c.Brokers...))...)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("reading the broker addresses: %w", err)}
+	}
+	return client, nil
 }
 
 // encoding says how services write events.
@@ -139,7 +165,11 @@ func (n *node) addRelay(cfg relay.Config) (*relay.Relay, error) {
 // addConsole adds the console at the paths that are its own. gatherer knows what only the processes that
 // run the services know; nil when this is not one of them.
 func (n *node) addConsole(at connection, schemaRegistry string, gatherer prometheus.Gatherer) error {
-	cfg := console.Config{Brokers: at.Brokers, DatabaseURL: at.Database, Registerer: n.metrics, Gatherer: gatherer, Logger: n.log}
+	options, err := at.kafkaOptions()
+	if err != nil {
+		return err
+	}
+	cfg := console.Config{Brokers: at.Brokers, Client: options, DatabaseURL: at.Database, Registerer: n.metrics, Gatherer: gatherer, Logger: n.log}
 	if schemaRegistry != "" {
 		client, err := registry.New(schemaRegistry, n.log)
 		if err != nil {
@@ -255,7 +285,11 @@ func (n *node) addConsumer(inner *process.Group, s service, p parts, pool *pgxpo
 	if len(topics) == 0 {
 		return nil
 	}
-	g, err := group.New(group.Config{Name: s.name, Brokers: cfg.Brokers, Topics: topics, Pool: pool, Handler: p.handler,
+	options, err := cfg.kafkaOptions()
+	if err != nil {
+		return err
+	}
+	g, err := group.New(group.Config{Name: s.name, Brokers: cfg.Brokers, Client: options, Topics: topics, Pool: pool, Handler: p.handler,
 		InboxRetention: cfg.InboxRetention, ReadModel: schemas.ReadModels()[s.name], Logger: n.log, Registerer: n.metrics})
 	if err != nil {
 		return err
@@ -278,9 +312,9 @@ func (n *node) awaitDependencies(ctx context.Context, chosen []service, cfg serv
 		try  func(context.Context) error
 	}{
 		{"the database", func(ctx context.Context) error { return migrated(ctx, cfg.Database, names) }},
-		{"Kafka", func(ctx context.Context) error { return createTopics(ctx, cfg.Brokers, topicsOf(names)) }},
+		{"Kafka", func(ctx context.Context) error { return createTopics(ctx, cfg.connection, topicsOf(names)) }},
 		{"the topics' settings", func(ctx context.Context) (err error) {
-			keep, err = topicRetentions(ctx, cfg.Brokers, readBy(names))
+			keep, err = topicRetentions(ctx, cfg.connection, readBy(names))
 			return err
 		}},
 		{"the relay", func(context.Context) error {
@@ -291,8 +325,8 @@ func (n *node) awaitDependencies(ctx context.Context, chosen []service, cfg serv
 		}},
 	}
 	for _, step := range steps {
-		if !n.await(ctx, step.what, begin, step.try) {
-			return nil, nil
+		if there, err := n.await(ctx, step.what, begin, step.try); err != nil || !there {
+			return nil, err
 		}
 	}
 	if err := cfg.retention.checkTopics(keep); err != nil {
@@ -316,8 +350,9 @@ func (n *node) awaitDependencies(ctx context.Context, chosen []service, cfg serv
 	return schemas.NewCodec(schemas.Format(cfg.Format), ids), nil
 }
 
-// await tries until it works and returns true, or ctx ends and it returns false.
-func (n *node) await(ctx context.Context, what string, begin *starting, try func(context.Context) error) bool {
+// await tries until it works and returns true, or ctx ends and it returns false. It returns an error when Kafka
+// answers and will not have us, which waiting does not mend.
+func (n *node) await(ctx context.Context, what string, begin *starting, try func(context.Context) error) (bool, error) {
 	last := ""
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -326,7 +361,10 @@ func (n *node) await(ctx context.Context, what string, begin *starting, try func
 		err := try(trying)
 		cancel()
 		if err == nil {
-			return true
+			return true, nil
+		}
+		if kafkaauth.Fix(err) != "" {
+			return false, kafkaauth.WithFix(err)
 		}
 		begin.say("waits for " + what + ": " + err.Error())
 		if err.Error() != last && ctx.Err() == nil {
@@ -335,7 +373,7 @@ func (n *node) await(ctx context.Context, what string, begin *starting, try func
 		}
 		select {
 		case <-ctx.Done():
-			return false
+			return false, nil
 		case <-tick.C:
 		}
 	}

@@ -30,11 +30,15 @@ func (f *relayFlags) config() (relay.Config, error) {
 	if err := f.connection.check(); err != nil {
 		return relay.Config{}, err
 	}
+	options, err := f.kafkaOptions()
+	if err != nil {
+		return relay.Config{}, err
+	}
 	tables := f.Table
 	if len(tables) == 0 {
 		tables = outboxTables()
 	}
-	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, Slot: f.Slot, Publication: f.Publication,
+	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Slot: f.Slot, Publication: f.Publication,
 		Tables: tables, OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics}, nil
 }
 

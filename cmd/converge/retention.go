@@ -11,7 +11,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/consumers/retry"
 	"converge/internal/partitions"
@@ -67,13 +66,13 @@ const (
 
 // topicRetentions returns how long the topics keep records, by the brokers' word. Topics whose settings we
 // may not see are taken to be as converge makes them.
-func topicRetentions(ctx context.Context, brokers, topics []string) (map[string]time.Duration, error) {
+func topicRetentions(ctx context.Context, at connection, topics []string) (map[string]time.Duration, error) {
 	if len(topics) == 0 {
 		return nil, nil
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	client, err := at.client()
 	if err != nil {
-		return nil, fmt.Errorf("reading the broker addresses: %w", err)
+		return nil, err
 	}
 	defer client.Close()
 	resources, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, topics...)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"converge/internal/database"
+	"converge/internal/kafkaauth"
 )
 
 type serveCmd struct {
@@ -54,9 +55,14 @@ func (c *consoleCmd) Run(ctx context.Context, log *slog.Logger) error {
 type migrateCmd struct {
 	Database string   `env:"CONVERGE_DATABASE,DATABASE_URL" required:"" placeholder:"URL" help:"PostgreSQL; the user may create schemas and roles."`
 	Brokers  []string `placeholder:"HOST:PORT" help:"Kafka, to create the topics too."`
+	kafkaauth.Flags
 }
 
 func (c *migrateCmd) Run(ctx context.Context, log *slog.Logger) error {
+	at := connection{Database: c.Database, Brokers: c.Brokers, Flags: c.Flags}
+	if _, err := at.kafkaOptions(); err != nil {
+		return err
+	}
 	all := services()
 	if err := database.Migrate(ctx, c.Database, modules(all)...); err != nil {
 		return err
@@ -66,8 +72,8 @@ func (c *migrateCmd) Run(ctx context.Context, log *slog.Logger) error {
 		return nil
 	}
 	topics := topicsOf(serviceNames())
-	if err := createTopics(ctx, c.Brokers, topics); err != nil {
-		return err
+	if err := createTopics(ctx, at, topics); err != nil {
+		return kafkaauth.WithFix(err)
 	}
 	log.Info("topics are there", "topics", len(topics))
 	return nil

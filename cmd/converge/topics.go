@@ -9,7 +9,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/consumers/retry"
 	"converge/schemas"
@@ -53,10 +52,10 @@ func readBy(services []string) []string {
 }
 
 // createTopics creates the topics that are missing and leaves those that exist as they are.
-func createTopics(ctx context.Context, brokers, topics []string) error {
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+func createTopics(ctx context.Context, at connection, topics []string) error {
+	client, err := at.client()
 	if err != nil {
-		return fmt.Errorf("reading the broker addresses: %w", err)
+		return err
 	}
 	defer client.Close()
 	keep := strconv.FormatInt(schemas.TopicRetention.Milliseconds(), 10)

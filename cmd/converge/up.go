@@ -10,18 +10,20 @@ import (
 	"time"
 
 	"converge/internal/database"
+	"converge/internal/kafkaauth"
 	"converge/internal/sandbox"
 	"converge/lab/load"
 	"converge/relay"
 )
 
 type upCmd struct {
-	Dir           string        `default:".converge" help:"Where PostgreSQL, Kafka and the registry keep their data; a second up resumes there."`
-	HTTP          string        `name:"http" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Console, API, /healthz, /readyz and /metrics."`
-	Kafka         string        `default:"127.0.0.1:9092" placeholder:"HOST:PORT" help:"Where the embedded Kafka listens."`
-	Registry      string        `default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where the embedded schema registry listens."`
-	Database      string        `env:"CONVERGE_DATABASE,DATABASE_URL" placeholder:"URL" help:"Use this PostgreSQL (wal_level=logical) instead of an own one."`
-	Brokers       []string      `placeholder:"HOST:PORT" help:"Use this Kafka instead of the embedded one."`
+	Dir      string   `default:".converge" help:"Where PostgreSQL, Kafka and the registry keep their data; a second up resumes there."`
+	HTTP     string   `name:"http" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Console, API, /healthz, /readyz and /metrics."`
+	Kafka    string   `default:"127.0.0.1:9092" placeholder:"HOST:PORT" help:"Where the embedded Kafka listens."`
+	Registry string   `default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where the embedded schema registry listens."`
+	Database string   `env:"CONVERGE_DATABASE,DATABASE_URL" placeholder:"URL" help:"Use this PostgreSQL (wal_level=logical) instead of an own one."`
+	Brokers  []string `placeholder:"HOST:PORT" help:"Use this Kafka instead of the embedded one."`
+	kafkaauth.Flags
 	OrderDeadline time.Duration `default:"30s" help:"An order that has not passed its pivot by then is undone."`
 	Format        string        `enum:"avro,json" default:"avro" help:"Write events as ${enum}; both are read."`
 	AllowRemote   bool          `help:"Listen and answer beyond loopback. There is no authentication: put one in front."`
@@ -49,6 +51,9 @@ func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) err
 	if err := at.check(); err != nil {
 		return err
 	}
+	if len(c.Brokers) == 0 && c.Flags != (kafkaauth.Flags{}) {
+		return usageError{errors.New("the embedded Kafka has neither TLS nor passwords: leave out the --kafka- flags, or name another Kafka with --brokers")}
+	}
 	if err := c.retention.check(); err != nil {
 		return err
 	}
@@ -59,7 +64,7 @@ func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) err
 		return err
 	}
 	defer release()
-	e := &engines{connection: connection{Database: c.Database, Brokers: c.Brokers}}
+	e := &engines{connection: connection{Database: c.Database, Brokers: c.Brokers, Flags: c.Flags}}
 	err = e.start(ctx, c, say)
 	if err == nil {
 		n := newNode(log)
@@ -137,7 +142,11 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 		n.group.Add("postgres", func(ctx context.Context) error { return e.keepPostgres(ctx, n.log) })
 	}
 	n.group.Add("registry", e.registry.Serve)
-	r, err := n.addRelay(relay.Config{DatabaseURL: e.Database, Brokers: e.Brokers, Tables: outboxTables(), OnMissingSlot: relay.CreateMissingSlot})
+	options, err := e.kafkaOptions()
+	if err != nil {
+		return err
+	}
+	r, err := n.addRelay(relay.Config{DatabaseURL: e.Database, Brokers: e.Brokers, KafkaOptions: options, Tables: outboxTables(), OnMissingSlot: relay.CreateMissingSlot})
 	if err != nil {
 		return err
 	}

@@ -155,11 +155,19 @@ func Open(ctx context.Context, databaseURL, service string, maxConns int32) (*pg
 	return pool, nil
 }
 
-// Redact returns databaseURL without its password, for logs and messages.
+// Redact returns databaseURL without its passwords, for logs and messages. Of the form that is no URL
+// (host=… password=…) nothing is shown.
 func Redact(databaseURL string) string {
 	u, err := url.Parse(databaseURL)
-	if err != nil {
+	if err != nil || u.Scheme == "" {
 		return "(unreadable database URL)"
+	}
+	query := u.Query()
+	for _, name := range []string{"password", "sslpassword"} {
+		if query.Has(name) {
+			query.Set(name, "xxxxx")
+			u.RawQuery = query.Encode()
+		}
 	}
 	return u.Redacted()
 }

@@ -13,11 +13,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"converge/internal/kafkaauth"
 	"converge/schemas"
 	"converge/schemas/registry"
 )
@@ -33,6 +35,7 @@ type EventCmd struct {
 
 type brokersFlag struct {
 	Brokers []string `default:"127.0.0.1:9092" placeholder:"HOST:PORT" help:"Kafka bootstrap addresses, separated by commas (${default})."`
+	kafkaauth.Flags
 }
 
 type registryFlag struct {
@@ -86,7 +89,11 @@ func (f registryFlag) hint(err error) error {
 
 // connect returns a client whose brokers have answered.
 func (f brokersFlag) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client, error) {
-	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(f.Brokers...))...)
+	security, err := f.Options()
+	if err != nil {
+		return nil, usageError{err}
+	}
+	client, err := kgo.NewClient(slices.Concat(opts, security, []kgo.Opt{kgo.SeedBrokers(f.Brokers...)})...)
 	if err != nil {
 		return nil, usagef("reading --brokers: %w", err)
 	}
@@ -94,6 +101,9 @@ func (f brokersFlag) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client,
 	defer cancel()
 	if err := client.Ping(waiting); err != nil {
 		client.Close()
+		if kafkaauth.Fix(err) != "" {
+			return nil, fmt.Errorf("Kafka at %s: %w", strings.Join(f.Brokers, ","), kafkaauth.WithFix(err))
+		}
 		return nil, fmt.Errorf("no Kafka answers at %s: %w\nStart one (converge up brings one), or say where it is: --brokers HOST:PORT",
 			strings.Join(f.Brokers, ","), err)
 	}

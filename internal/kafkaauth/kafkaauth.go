@@ -70,8 +70,26 @@ func (f Flags) encrypted() bool {
 	return f.KafkaTLS || f.KafkaCA != "" || f.KafkaCert != "" || f.KafkaKey != ""
 }
 
-// String says in a few words what is in use, for people.
-func (f Flags) String() string {
+// Environment returns the flags as the variables of a process that is started for the same Kafka: a
+// password must not be among its arguments.
+func (f Flags) Environment() []string {
+	var pairs []string
+	for name, value := range map[string]string{
+		"CA": f.KafkaCA, "CERT": f.KafkaCert, "KEY": f.KafkaKey,
+		"SASL": f.KafkaSASL, "USER": f.KafkaUser, "PASSWORD": string(f.KafkaPassword),
+	} {
+		if value != "" {
+			pairs = append(pairs, "CONVERGE_KAFKA_"+name+"="+value)
+		}
+	}
+	if f.KafkaTLS {
+		pairs = append(pairs, "CONVERGE_KAFKA_TLS=true")
+	}
+	return pairs
+}
+
+// Summary says in a few words what is in use, for people.
+func (f Flags) Summary() string {
 	text := "no TLS"
 	if f.encrypted() {
 		text = "TLS"

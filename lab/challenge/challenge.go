@@ -22,6 +22,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"converge/internal/kafkaauth"
 	"converge/lab/history"
 )
 
@@ -40,6 +41,7 @@ type Config struct {
 	// private directory. Given, nothing else may run converge on them.
 	Database, Registry string
 	Brokers            []string
+	Kafka              kafkaauth.Flags // what the Kafka that was given wants
 }
 
 const (

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"converge/internal/kafkaauth"
 	"converge/lab/history"
 )
 
@@ -28,7 +29,8 @@ type ProfileCmd struct {
 	JSON     bool     `name:"json" help:"Print the report as JSON, and the progress on standard error."`
 	Database string   `placeholder:"URL" help:"Use this PostgreSQL (wal_level=logical) instead of an own one; needs --brokers."`
 	Brokers  []string `placeholder:"HOST:PORT" help:"Use this Kafka instead of an embedded one; needs --database. Nothing else may run converge on them."`
-	Registry string   `placeholder:"URL" help:"Schema registry beside --brokers; without one, events are JSON."`
+	kafkaauth.Flags
+	Registry string `placeholder:"URL" help:"Schema registry beside --brokers; without one, events are JSON."`
 }
 
 // Help is shown below the flags.
@@ -60,7 +62,7 @@ func (c *ProfileCmd) Run(ctx context.Context, stdout io.Writer) error {
 		return noVerdict{fmt.Errorf("finding the own binary: %w", err)}
 	}
 	cfg := Config{Binary: binary, Report: c.Report, Out: stdout, Seed: c.Seed,
-		Database: c.Database, Brokers: c.Brokers, Registry: c.Registry}
+		Database: c.Database, Brokers: c.Brokers, Kafka: c.Flags, Registry: c.Registry}
 	if c.JSON {
 		cfg.Out = os.Stderr
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,8 +23,9 @@ type child struct {
 	name   string
 	binary string
 	args   []string
-	http   string // host:port; it stays the same from one start to the next
-	log    string // a file: what the process prints is appended
+	env    []string // variables beside this process's own
+	http   string   // host:port; it stays the same from one start to the next
+	log    string   // a file: what the process prints is appended
 
 	cmd  *exec.Cmd // nil: not running
 	done <-chan struct{}
@@ -51,9 +53,9 @@ func freeAddress() (string, error) {
 }
 
 // environment is this process's without the variables that stand for flags: the children are told
-// everything by flags.
-func environment() []string {
-	var kept []string
+// everything by flags, but for what is in more.
+func environment(more ...string) []string {
+	kept := slices.Clone(more)
 	for _, pair := range os.Environ() {
 		if name, _, _ := strings.Cut(pair, "="); !strings.HasPrefix(name, "CONVERGE_") && name != "DATABASE_URL" {
 			kept = append(kept, pair)
@@ -70,7 +72,7 @@ func (c *child) start() error {
 	}
 	defer file.Close() // the child has its own
 	cmd := exec.Command(c.binary, c.args...)
-	cmd.Stdout, cmd.Stderr, cmd.Env = file, file, environment()
+	cmd.Stdout, cmd.Stderr, cmd.Env = file, file, environment(c.env...)
 	if c.done, err = process.StartChild(cmd); err != nil {
 		return fmt.Errorf("starting %s: %w", c.name, err)
 	}
@@ -172,9 +174,9 @@ func (c *child) tail() string {
 }
 
 // once runs a command of the binary to its end.
-func once(ctx context.Context, binary, dir, name string, args ...string) error {
+func once(ctx context.Context, binary, dir, name string, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Env = environment()
+	cmd.Env = environment(env...)
 	out, err := cmd.CombinedOutput()
 	if logErr := os.WriteFile(filepath.Join(dir, name+".log"), out, 0o644); logErr != nil {
 		return fmt.Errorf("writing the log of %s: %w", name, logErr)

@@ -51,7 +51,7 @@ func (r *run) set(ctx context.Context) (err error) {
 	}
 	r.timeline.enter("starting relay, identity, billing and analytics as processes", 0)
 	common := []string{"--database", r.engines.database, "--brokers", strings.Join(r.engines.brokers, ",")}
-	if err := once(ctx, r.cfg.Binary, r.cfg.Report, "migrate", append([]string{"migrate"}, common...)...); err != nil {
+	if err := once(ctx, r.cfg.Binary, r.cfg.Report, "migrate", r.cfg.Kafka.Environment(), append([]string{"migrate"}, common...)...); err != nil {
 		return err
 	}
 	if r.db, err = pgx.Connect(ctx, r.engines.database); err != nil {
@@ -61,7 +61,11 @@ func (r *run) set(ctx context.Context) (err error) {
 		return err
 	}
 	r.history.Plan.ClockError = r.clock.err
-	if r.broker, err = openBroker(ctx, r.engines.brokers, r.id); err != nil {
+	options, err := r.cfg.Kafka.Options()
+	if err != nil {
+		return err
+	}
+	if r.broker, err = openBroker(ctx, r.engines.brokers, r.id, options...); err != nil {
 		return err
 	}
 	relay := append([]string{"relay", "--slot", r.slot(), "--on-missing-slot", "create"}, common...)
@@ -97,7 +101,7 @@ func (r *run) launch(name string, args []string) error {
 	if err != nil {
 		return err
 	}
-	c := &child{name: name, binary: r.cfg.Binary, args: append(args, "--http", address), http: address,
+	c := &child{name: name, binary: r.cfg.Binary, args: append(args, "--http", address), env: r.cfg.Kafka.Environment(), http: address,
 		log: filepath.Join(r.cfg.Report, name+".log")}
 	r.processes[name] = c
 	return c.start()

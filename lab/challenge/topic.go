@@ -37,14 +37,15 @@ type broker struct {
 	seen    map[string]int  // records of each user and version
 	next    map[int32]int64 // how far the topic was read
 	err     error           // of the last fetch
+	options []kgo.Opt       // of every client
 }
 
-func openBroker(ctx context.Context, seeds []string, run string) (*broker, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(seeds...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+func openBroker(ctx context.Context, seeds []string, run string, options ...kgo.Opt) (*broker, error) {
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(seeds...), kgo.RecordPartitioner(kgo.ManualPartitioner())}, options...)...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the broker addresses: %w", err)
 	}
-	b := &broker{client: client, admin: kadm.NewClient(client), run: run, seen: map[string]int{}, next: map[int32]int64{}}
+	b := &broker{client: client, admin: kadm.NewClient(client), run: run, seen: map[string]int{}, next: map[int32]int64{}, options: options}
 	// From the end, on a cluster that has a past; on a new topic that is the start.
 	ends, err := b.admin.ListEndOffsets(ctx, topic)
 	if err == nil {
@@ -208,7 +209,7 @@ func (b *broker) deadLetters(ctx context.Context, seeds []string, service string
 	if len(left) == 0 {
 		return nil, nil
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(seeds...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: from}))
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(seeds...), kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: from})}, b.options...)...)
 	if err != nil {
 		return nil, fmt.Errorf("reading topic %s: %w", name, err)
 	}
