@@ -16,6 +16,7 @@ import (
 
 	"converge/consumers/group"
 	"converge/internal/database"
+	"converge/internal/kafkaauth"
 	"converge/schemas"
 )
 
@@ -28,7 +29,8 @@ type groupCmd struct {
 type either struct {
 	Database string   `env:"CONVERGE_DATABASE,DATABASE_URL" required:"" placeholder:"URL" help:"PostgreSQL; up prints its own at the start."`
 	Brokers  []string `default:"127.0.0.1:9092" placeholder:"HOST:PORT" help:"Kafka bootstrap addresses, separated by commas."`
-	JSON     bool     `name:"json" help:"Print JSON."`
+	kafkaauth.Flags
+	JSON bool `name:"json" help:"Print JSON."`
 }
 
 // open returns both sides of a group; close ends them.
@@ -36,8 +38,9 @@ func (e either) open(ctx context.Context, name string) (pool *pgxpool.Pool, clie
 	if readers := schemas.Readers(); !slices.Contains(readers, name) {
 		return nil, nil, nil, usageError{fmt.Errorf("there is no consumer group %q: the groups are %v", name, readers)}
 	}
-	if client, err = kgo.NewClient(kgo.SeedBrokers(e.Brokers...)); err != nil {
-		return nil, nil, nil, fmt.Errorf("reading the broker addresses: %w", err)
+	at := connection{Database: e.Database, Brokers: e.Brokers, Flags: e.Flags}
+	if client, err = at.client(); err != nil {
+		return nil, nil, nil, err
 	}
 	if pool, err = database.Open(ctx, e.Database, name, 2); err != nil {
 		client.Close()
