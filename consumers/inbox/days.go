@@ -81,21 +81,21 @@ func (d Days) Prune(ctx context.Context, now time.Time) (dropped []string, err e
 	if d.Retention <= 0 {
 		return nil, nil
 	}
-	names, kept, err := partitions.Expired(ctx, d.Pool, table, now, d.Retention)
-	if err != nil {
-		return nil, err
-	}
-	var loose bool
-	if err := d.Pool.QueryRow(ctx, looseSQL, kept).Scan(&loose); err != nil {
-		return nil, fmt.Errorf("looking for old rows in the inbox: %w", err)
-	}
-	if len(names) == 0 && !loose {
-		return nil, nil
-	}
 	err = pgx.BeginFunc(ctx, d.Pool, func(tx pgx.Tx) error {
 		alone, err := partitions.Alone(ctx, tx, table)
 		if err != nil || !alone {
 			return err
+		}
+		names, kept, err := partitions.Expired(ctx, tx, table, now, d.Retention)
+		if err != nil {
+			return err
+		}
+		var loose bool
+		if err := tx.QueryRow(ctx, looseSQL, kept).Scan(&loose); err != nil {
+			return fmt.Errorf("looking for old rows of the default partition: %w", err)
+		}
+		if len(names) == 0 && !loose {
+			return nil
 		}
 		dropped = names
 		return partitions.Briefly(ctx, tx, func(tx pgx.Tx) error { return forget(ctx, tx, names, loose, kept) })

@@ -35,6 +35,10 @@ func Start(t time.Time) time.Time { return t.UTC().Truncate(Day) }
 
 // Make makes sure that the table has a partition for each day from yesterday on, days ahead. A day of which
 // the default partition holds rows stays there. Any number of processes may call it at once.
+//
+// A transaction that has used the table before a day is made, and only then writes its first row of that very
+// day, gets SQLSTATE 23514 and must run again: PostgreSQL has told it of the day too late. Days that are made
+// ahead of their time are nobody's yet.
 func Make(ctx context.Context, pool *pgxpool.Pool, table string, now time.Time, ahead int) error {
 	there, err := List(ctx, pool, table)
 	if err != nil {

@@ -91,13 +91,13 @@ func (d Days) Prune(ctx context.Context, now time.Time) (p Pruned, err error) {
 	if d.Retention <= 0 {
 		return p, nil
 	}
-	names, kept, err := partitions.Expired(ctx, d.Pool, table, now, d.Retention)
-	if err != nil {
-		return p, err
-	}
 	err = pgx.BeginFunc(ctx, d.Pool, func(tx pgx.Tx) error {
 		alone, err := partitions.Alone(ctx, tx, table)
 		if err != nil || !alone {
+			return err
+		}
+		names, kept, err := partitions.Expired(ctx, tx, table, now, d.Retention)
+		if err != nil {
 			return err
 		}
 		if err := d.forgetRows(ctx, tx, kept, &p); err != nil || len(names) == 0 {
