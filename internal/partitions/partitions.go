@@ -64,23 +64,29 @@ const boundFormat = "2006-01-02 00:00:00+00"
 func makeDay(ctx context.Context, pool *pgxpool.Pool, table string, day time.Time) error {
 	parent, name := pgx.Identifier{table}.Sanitize(), pgx.Identifier{Name(table, day)}.Sanitize()
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL);
+		// Others that make partitions wait here; readers and writers do not.
+		if _, err := tx.Exec(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d; LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE",
+			turnTime.Milliseconds(), parent)); err != nil {
+			return err
+		}
+		there, err := List(ctx, tx, table)
+		if err != nil || slices.Contains(there, Name(table, day)) {
+			return err // made while we waited
+		}
+		_, err = tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL);
 			SET LOCAL lock_timeout = %d;
 			ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')`, name, parent, LockTime.Milliseconds(),
 			parent, name, day.Format(boundFormat), day.AddDate(0, 0, 1).Format(boundFormat)))
 		return err
 	})
-	switch state(err) {
-	case "23514": // the default partition holds rows of that day
+	if state(err) == "23514" { // the default partition holds rows of that day
 		return nil
-	case "42P07", "23505": // somebody has made it meanwhile, or something else bears the name
-		there, listErr := List(ctx, pool, table)
-		if listErr == nil && slices.Contains(there, Name(table, day)) {
-			return nil
-		}
 	}
 	return err
 }
+
+// turnTime bounds the wait for another process that makes partitions.
+const turnTime = 5 * time.Second
 
 // Name returns the name of the table's partition for the day that starts at day.
 func Name(table string, day time.Time) string { return table + day.Format(nameFormat) }

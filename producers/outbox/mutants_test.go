@@ -32,13 +32,13 @@ var plants = []mutants.Fault{
 	if `},
 	{"internal/partitions/partitions.go", `"SELECT least($1, now())", now`,
 		`plantedText("one clock is enough", "SELECT least($1, now())", "least($1, now())", "$1::timestamptz"), now`},
-	{"internal/partitions/partitions.go", "_, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE",
+	{"internal/partitions/partitions.go", "_, err = tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE",
 		`if planted("a day is made under the parent's lock") {
 			if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '100ms'; LOCK TABLE "+parent); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec(ctx, fmt.Sprintf(` + "`CREATE TABLE"},
+		_, err = tx.Exec(ctx, fmt.Sprintf(` + "`CREATE TABLE"},
 }
 
 var verdicts = map[string]mutants.Verdict{
