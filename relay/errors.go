@@ -32,6 +32,8 @@ const (
 	stateUndefinedDatabase   = "3D000"
 	stateInvalidAuth         = "28000"
 	stateInvalidPassword     = "28P01"
+	stateUndefinedColumn     = "42703"
+	stateUndefinedTable      = "42P01"
 	stateUndefinedFile       = "58P01" // the WAL that the slot needs is gone
 	stateConfigLimitExceeded = "53400" // all replication slots are in use
 )

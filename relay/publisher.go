@@ -32,7 +32,8 @@ type publisher struct {
 
 	names     names
 	lastTopic *topic
-	unpushed  bool // records were produced since the last push
+	unpushed  bool   // records were produced since the last push
+	mark      []byte // of the replay header; nil for rows of the WAL, which have none
 
 	// What earlier sessions learnt of rows that were refused; they do not change.
 	suspects suspects
@@ -93,6 +94,10 @@ func (p *publisher) compose(ctx context.Context, r *row, tuple pgoutput.Tuple) e
 	r.topic = p.lastTopic
 	if err := l.fill(r, tuple, r.transaction, p.names); err != nil {
 		return l.refuse(tuple, reasonHeaders, err)
+	}
+	if p.mark != nil {
+		r.headers = append(r.headers, header(headerReplay, p.mark))
+		r.record.Headers = r.headers
 	}
 	if size := recordSize(&r.record); size > r.topic.limit {
 		return l.refuse(tuple, reasonTooLarge, fmt.Errorf("the record takes up to %d bytes, the topic takes %d", size, r.topic.limit))
