@@ -76,7 +76,7 @@ const columnListVersion = 150000
 // cannot decode rows by a publication that did not exist when they were written. It returns the slot's
 // state.
 func (r *Relay) prepare(ctx context.Context, c *control) (slotState, error) {
-	version, err := checkServer(ctx, c)
+	version, err := r.checkServer(ctx, c)
 	if err != nil {
 		return slotState{}, err
 	}
@@ -90,6 +90,9 @@ func (r *Relay) prepare(ctx context.Context, c *control) (slotState, error) {
 	if err := r.preparePublication(ctx, c, version, create); err != nil {
 		return slotState{}, err
 	}
+	if err := c.checkColumns(ctx, r.cfg.Publication, version); err != nil {
+		return slotState{}, err
+	}
 	if create {
 		if err := r.createSlot(ctx, c); err != nil {
 			return slotState{}, err
@@ -101,7 +104,7 @@ func (r *Relay) prepare(ctx context.Context, c *control) (slotState, error) {
 	return slot, slot.check(r.cfg.Slot, r.hasStreamed)
 }
 
-func checkServer(ctx context.Context, c *control) (version int, err error) {
+func (r *Relay) checkServer(ctx context.Context, c *control) (version int, err error) {
 	s, err := c.server(ctx)
 	if err != nil {
 		return 0, err
@@ -111,6 +114,9 @@ func checkServer(ctx context.Context, c *control) (version int, err error) {
 			return 0, err
 		}
 	}
+	if err := s.checkKeepSize(); err != nil && !r.hasStreamed {
+		r.log.Warn("nothing bounds the WAL that the slot retains", slog.Any(keyError, err))
+	}
 	return s.version, nil
 }
 
@@ -119,22 +125,44 @@ type serverState struct {
 	version  int // as server_version_num
 	walLevel string
 	standby  bool
+
+	keepSize             string // max_slot_wal_keep_size as it is set
+	senderTimeout        string
+	slots, slotsLeft     int
+	senders, sendersLeft int
+	role                 string
+	mayReplicate         bool
 }
+
+// managedRole is what Amazon RDS grants instead of the REPLICATION attribute.
+const managedRole = "rds_replication"
 
 const serverSQL = `
 SELECT current_setting('server_version_num'),
        current_setting('wal_level'),
-       pg_is_in_recovery()`
+       pg_is_in_recovery(),
+       current_setting('max_slot_wal_keep_size', true),
+       current_setting('wal_sender_timeout'),
+       current_user,
+       (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)
+         OR EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND pg_has_role(current_user, oid, 'member')),
+       current_setting('max_replication_slots'),
+       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
+       current_setting('max_wal_senders'),
+       current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication)`
 
 func (c *control) server(ctx context.Context) (s serverState, err error) {
-	rows, err := c.rows(ctx, serverSQL)
+	rows, err := c.rows(ctx, serverSQL, managedRole)
 	if err != nil {
 		return s, fmt.Errorf("reading the server's settings: %w", err)
 	}
-	if s.version, err = strconv.Atoi(rows[0][0]); err != nil {
-		return s, fmt.Errorf("reading the server's version: %w", err)
+	row := rows[0]
+	s = serverState{walLevel: row[1], standby: row[2] == yes, keepSize: row[3], senderTimeout: row[4], role: row[5], mayReplicate: row[6] == yes}
+	for i, into := range map[int]*int{0: &s.version, 7: &s.slots, 8: &s.slotsLeft, 9: &s.senders, 10: &s.sendersLeft} {
+		if *into, err = strconv.Atoi(row[i]); err != nil {
+			return s, fmt.Errorf("reading the server's settings: %w", err)
+		}
 	}
-	s.walLevel, s.standby = rows[0][1], rows[0][2] == yes
 	return s, nil
 }
 
@@ -157,6 +185,43 @@ func (s serverState) checkWALLevel() error {
 	if s.walLevel != "logical" {
 		return &fatalError{fmt.Errorf("wal_level is %s", s.walLevel),
 			"ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL"}
+	}
+	return nil
+}
+
+// checkKeepSize returns an advice: a relay that stays away must not fill the server's disk.
+func (s serverState) checkKeepSize() error {
+	if s.keepSize == "-1" {
+		return &advice{errors.New("max_slot_wal_keep_size sets no limit: a relay that stays away fills the server's disk"),
+			"ALTER SYSTEM SET max_slot_wal_keep_size = '8GB', or as much as the disk can spare, then SELECT pg_reload_conf()"}
+	}
+	return nil
+}
+
+// checkRole returns an advice, because the attempt to connect decides.
+func (s serverState) checkRole() error {
+	if !s.mayReplicate {
+		return &advice{fmt.Errorf("role %s has no REPLICATION attribute", s.role),
+			"ALTER ROLE " + quoteIdentifier(s.role) + " REPLICATION; on Amazon RDS: GRANT " + managedRole + " TO " + quoteIdentifier(s.role)}
+	}
+	return nil
+}
+
+func (s serverState) checkSlotsLeft(exists bool) error {
+	if s.slotsLeft <= 0 && !exists {
+		return &fatalError{fmt.Errorf("all %d replication slots are in use", s.slots), lasting[stateConfigLimitExceeded]}
+	}
+	return nil
+}
+
+// checkSendersLeft wants one for the relay, and advises one more for a relay that stands by.
+func (s serverState) checkSendersLeft(reading bool) error {
+	const fix = "raise max_wal_senders and restart PostgreSQL"
+	switch {
+	case reading && s.sendersLeft <= 0, !reading && s.sendersLeft == 1:
+		return &advice{fmt.Errorf("%d of %d left: none for a relay that stands by", s.sendersLeft, s.senders), fix}
+	case s.sendersLeft <= 0:
+		return &fatalError{fmt.Errorf("all %d WAL senders are in use", s.senders), fix}
 	}
 	return nil
 }
@@ -278,6 +343,23 @@ func (s slotState) check(name string, hasStreamed bool) error {
 		return &fatalError{fmt.Errorf("slot %s was invalidated: the WAL it needs is gone", name), drop}
 	}
 	return nil
+}
+
+// checkRoom returns an advice while the server is about to take WAL away that the slot needs.
+func (s slotState) checkRoom() error {
+	if s.walStatus == "unreserved" {
+		return &advice{fmt.Errorf("unreserved: the slot retains %s, more than max_slot_wal_keep_size, and is invalidated at the next checkpoint", bytesText(s.retainedBytes)),
+			"raise max_slot_wal_keep_size now (SELECT pg_reload_conf() is enough), then let the relay catch up"}
+	}
+	return nil
+}
+
+// reader names who reads the slot; without pg_monitor the server does not say.
+func (s slotState) reader() string {
+	if s.application == "" {
+		return "someone"
+	}
+	return s.application
 }
 
 // observe publishes what was seen.

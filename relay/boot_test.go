@@ -151,8 +151,7 @@ func TestTableOfAnotherShapeIsRefused(t *testing.T) {
 	execute(t, conn, "CREATE PUBLICATION converge FOR TABLE orders.wrong WITH (publish = 'insert', publish_via_partition_root = true)")
 	cfg := config(address, kafka)
 	cfg.Tables = nil
-	subject := startReady(t, cfg)
-	execute(t, conn, "INSERT INTO orders.wrong VALUES ('1', 'orders')")
+	subject := start(t, cfg)
 	select {
 	case <-subject.done:
 	case <-time.After(patience):
@@ -160,5 +159,23 @@ func TestTableOfAnotherShapeIsRefused(t *testing.T) {
 	}
 	if subject.err == nil || !strings.Contains(subject.err.Error(), "column event_id of orders.wrong") {
 		t.Errorf("Run returned %v, want to hear which column is wrong", subject.err)
+	}
+}
+
+func TestTableThatChangesItsShapeWhileStreamingIsRefused(t *testing.T) {
+	t.Parallel()
+	address, kafka := outboxDatabase(t), startBroker(t)
+	subject := startReady(t, config(address, kafka))
+	conn := connect(t, address)
+	execute(t, conn, "ALTER TABLE orders.outbox RENAME COLUMN topic TO subject")
+	execute(t, conn, "INSERT INTO orders.outbox (event_id, subject, aggregate_type, aggregate_id, aggregate_version, event_type, content_type) "+
+		"VALUES (gen_random_uuid(), 'orders', 'thing', 'k', 1, 'Happened', 'application/json')")
+	select {
+	case <-subject.done:
+	case <-time.After(patience):
+		t.Fatalf("Run goes on; ready is %v", subject.Ready())
+	}
+	if subject.err == nil || !strings.Contains(subject.err.Error(), "orders.outbox publishes no column topic") {
+		t.Errorf("Run returned %v, want to hear which column is missing", subject.err)
 	}
 }

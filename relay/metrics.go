@@ -33,6 +33,7 @@ type metrics struct {
 	walStatus     *prometheus.GaugeVec
 	leader        prometheus.Gauge
 	heartbeat     prometheus.Gauge
+	lag           prometheus.Gauge
 }
 
 func newMetrics(to prometheus.Registerer) (*metrics, error) {
@@ -60,6 +61,7 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 		leader:    gauge("leader", "1 while this relay reads the slot, 0 while it stands by or is disconnected."),
 		heartbeat: gauge("last_heartbeat_timestamp_seconds", "When this relay last reported its position to the server, Unix time. Stale means that it does not stream."),
 	}
+	m.lag = gauge("lag_seconds", "Age of the oldest transaction that is not acknowledged, by this machine's clock; 0 when none waits here. A rise means the relay or Kafka falls behind.")
 	for _, r := range reasons {
 		m.publishErrors.WithLabelValues(r)
 	}
@@ -71,7 +73,7 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{m.published, m.publishErrors, m.commitToAck, m.retained, m.unconfirmed,
-		m.safe, m.active, m.walStatus, m.leader, m.heartbeat} {
+		m.safe, m.active, m.walStatus, m.leader, m.heartbeat, m.lag} {
 		errs = append(errs, to.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {

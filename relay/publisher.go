@@ -175,6 +175,10 @@ const stalledAfter = 5 * time.Second
 func (p *publisher) alive(now time.Time, progress *stall) {
 	p.relay.steady()
 	p.metrics.heartbeat.Set(float64(now.UnixMilli()) / 1000)
+	p.metrics.lag.Set(0)
+	if committed := p.tracker.oldest(); !committed.IsZero() {
+		p.metrics.lag.Set(max(0, now.Sub(committed).Seconds()))
+	}
 	p.relay.kafkaStalled(progress.observe(now, p.acknowledged.Load(), p.kafka.client.BufferedProduceRecords()), p.kafka)
 }
 

@@ -16,7 +16,7 @@ import (
 // The zero tracker is ready; its watermark is the zero LSN, which tells the server nothing.
 //
 // begin, commit and keepalive belong to the reading goroutine, [transaction.acknowledge] to the Kafka
-// client's promises, watermark and waiting to anyone.
+// client's promises, watermark and oldest to anyone.
 type tracker struct {
 	mu sync.Mutex // guards all below
 	// Invariant: head..tail are the transactions begun and not yet passed by the watermark, in commit
@@ -73,8 +73,8 @@ func (t *tracker) begin(lsn pgoutput.LSN, committed time.Time) *transaction {
 	t.tail, t.open = x, true
 	x.next, x.end, x.lsn, x.sent = nil, 0, lsn, 0
 	x.pending.Store(unsettled)
-	t.mu.Unlock()
 	x.committed = committed
+	t.mu.Unlock()
 	x.committedAt = committed.AppendFormat(x.committedAt[:0], time.RFC3339Nano)
 	return x
 }

@@ -62,8 +62,8 @@ var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
 }
 
-// openWire connects in replication mode and starts streaming the slot from its confirmed position.
-func openWire(ctx context.Context, databaseURL, slot, publication string, memory *arenas) (*wire, error) {
+// replicationConfig returns how to connect for streaming.
+func replicationConfig(databaseURL string) (*pgconn.Config, error) {
 	cfg, err := pgconn.ParseConfig(databaseURL)
 	if err != nil {
 		return nil, fmt.Errorf("reading the database URL: %w", err)
@@ -74,6 +74,15 @@ func openWire(ctx context.Context, databaseURL, slot, publication string, memory
 	cfg.RuntimeParams["client_encoding"] = "UTF8"
 	cfg.RuntimeParams["application_name"] = applicationName
 	cfg.RuntimeParams["wal_sender_timeout"] = walSenderTimeout
+	return cfg, nil
+}
+
+// openWire connects in replication mode and starts streaming the slot from its confirmed position.
+func openWire(ctx context.Context, databaseURL, slot, publication string, memory *arenas) (*wire, error) {
+	cfg, err := replicationConfig(databaseURL)
+	if err != nil {
+		return nil, err
+	}
 	var reader io.Reader
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		reader = r
