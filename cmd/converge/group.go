@@ -33,13 +33,16 @@ type either struct {
 	JSON bool `name:"json" help:"Print JSON."`
 }
 
+func (e either) at() connection {
+	return connection{Database: e.Database, Brokers: e.Brokers, Flags: e.Flags}
+}
+
 // open returns both sides of a group; close ends them.
 func (e either) open(ctx context.Context, name string) (pool *pgxpool.Pool, client *kgo.Client, closeBoth func(), err error) {
 	if readers := schemas.Readers(); !slices.Contains(readers, name) {
 		return nil, nil, nil, usageError{fmt.Errorf("there is no consumer group %q: the groups are %v", name, readers)}
 	}
-	at := connection{Database: e.Database, Brokers: e.Brokers, Flags: e.Flags}
-	if client, err = at.client(); err != nil {
+	if client, err = e.at().client(); err != nil {
 		return nil, nil, nil, err
 	}
 	if pool, err = database.Open(ctx, e.Database, name, 2); err != nil {

@@ -43,6 +43,7 @@ type cli struct {
 	Event     eventcli.EventCmd `cmd:"" help:"Make, watch, encode and decode events, so that kcat is at home."`
 	Dlq       dlqCmd            `cmd:"" help:"List, count, show, edit, redrive and discard dead letters."`
 	Group     groupCmd          `cmd:"" help:"Show where consumer groups are, and set where they read on."`
+	Rebuild   rebuildCmd        `cmd:"" help:"Build a read model anew from its topics, beside the one in use, and put it in its place."`
 	Load      load.Cmd          `cmd:"" help:"Send orders or profile changes at a fixed rate and print percentiles."`
 	Challenge challenge.Cmd     `cmd:"" help:"Run the profile-propagation challenge and print its verdict."`
 	Config    configCmd         `cmd:"" help:"Print the effective configuration of a command, without secrets."`

@@ -275,6 +275,16 @@ func TestEndToEndKcatIsAtHome(t *testing.T) {
 	order := up.order("kcat", "card-ok", 1)
 	up.ends(order, "COMPLETED")
 	events, err := exec.Command(kcat, "-b", kafka, "-C", "-e", "-q", "-t", "orders", "-f", "%k %h\n").CombinedOutput()
+	eventually(t, 60*time.Second, func() error { // until the views have it, they differ
+		out, stderr, code := command(append([]string{"rebuild", "orderviews", "--registry", "http://" + args[6]}, both...)...)
+		if code != process.ExitOK || !strings.Contains(out, "replaced: orderviews, 1 rows") || !strings.Contains(out, "1 as before") {
+			return fmt.Errorf("rebuild: code %d\n%s%s", code, out, stderr)
+		}
+		return nil
+	})
+	if view := up.get("/order-views/" + order).json(t); view["state"] != "COMPLETED" {
+		t.Errorf("the rebuilt view shows %v", view)
+	}
 	if err != nil || !strings.Contains(string(events), order+" event_id=") || !strings.Contains(string(events), "event_type=OrderPlaced") {
 		t.Errorf("kcat -t orders -C -e does not print the order's events: %v\n%s", err, events)
 	}
