@@ -11,6 +11,7 @@
 //     Group drives it; what lists or redrives dead letters uses it directly.
 //   - [converge/consumers/inbox] remembers which events were taken on. Group asks it for every event; use
 //     inbox.Once in a consumer that does without group.
+//   - [converge/consumers/rebuild] builds a read model anew beside the one in use, and puts it in its place.
 //
 // Choosing a handler: Batch when a set of events is one statement, several times faster; Each otherwise.
 // Order per key is kept unless retry.Policy says Unordered, for effects that commute.
