@@ -59,10 +59,7 @@ func Inspect(ctx context.Context, cfg Config) (Status, error) {
 	}
 	c, err := openControl(ctx, cfg.DatabaseURL)
 	if err != nil {
-		if fatal, ok := asFatal(err, false); ok {
-			err = fatal
-		}
-		return Status{}, err
+		return Status{}, fixed(err)
 	}
 	defer c.close()
 	server, err := c.server(ctx)

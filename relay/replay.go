@@ -24,6 +24,8 @@ type Range struct {
 	// From and To bound created_at, which is when the row's transaction began: From belongs to the range,
 	// To does not. The zero time is no bound. A row may have committed much later than it was created.
 	From, To time.Time
+	// FromSeq and ToSeq bound the column seq in the same way; 0 is no bound.
+	FromSeq, ToSeq int64
 	// Topics keeps the rows for these topics; empty means every topic.
 	Topics []string
 	// Keys keeps the rows of these aggregate ids; empty means every one.
@@ -170,6 +172,12 @@ func relationOf(table string, columns []pgconn.FieldDescription) pgoutput.Relati
 // tableSQL asks for the rows of a table in the range. Rows of one aggregate are numbered in the order of
 // their commits, because their transactions wait for one another.
 func tableSQL(table string, which Range) (sql string, args [][]byte) {
+	condition, args := which.condition()
+	return "SELECT " + columnList() + "\nFROM " + quoteTable(table) + condition + "\nORDER BY seq", args
+}
+
+// condition is the range as SQL behind a table's name, "" for all rows.
+func (which Range) condition() (sql string, args [][]byte) {
 	var where []string
 	condition := func(format, value string) {
 		args = append(args, []byte(value))
@@ -181,17 +189,22 @@ func tableSQL(table string, which Range) (sql string, args [][]byte) {
 	if !which.To.IsZero() {
 		condition("created_at < ?::timestamptz", which.To.UTC().Format(time.RFC3339Nano))
 	}
+	if which.FromSeq != 0 {
+		condition("seq >= ?::bigint", strconv.FormatInt(which.FromSeq, 10))
+	}
+	if which.ToSeq != 0 {
+		condition("seq < ?::bigint", strconv.FormatInt(which.ToSeq, 10))
+	}
 	if len(which.Topics) > 0 {
 		condition("topic = ANY (?::text[])", arrayLiteral(which.Topics))
 	}
 	if len(which.Keys) > 0 {
 		condition("aggregate_id = ANY (?::text[])", arrayLiteral(which.Keys))
 	}
-	sql = "SELECT " + columnList() + "\nFROM " + quoteTable(table)
 	if len(where) > 0 {
-		sql += "\nWHERE " + strings.Join(where, "\n  AND ")
+		sql = "\nWHERE " + strings.Join(where, "\n  AND ")
 	}
-	return sql + "\nORDER BY seq", args
+	return sql, args
 }
 
 // arrayLiteral writes strings as PostgreSQL reads a text[].

@@ -9,7 +9,10 @@ import (
 
 // relayCmds are the commands around the relay. A plain `converge relay` is `converge relay run`.
 type relayCmds struct {
-	Run relayCmd `cmd:"" default:"withargs" help:"Stream outbox rows from the WAL into topics (what relay alone does)."`
+	Run    relayCmd       `cmd:"" default:"withargs" help:"Stream outbox rows from the WAL into topics (what relay alone does)."`
+	Status relayStatusCmd `cmd:"" help:"Say where the relay is: slot, positions, lag, WAL; exit code 1 when it is not healthy."`
+	Doctor relayDoctorCmd `cmd:"" help:"Check all that the relay needs, without changing anything; exit code 1 when it could not stream."`
+	Replay relayReplayCmd `cmd:"" help:"Send rows of the outbox tables to their topics again, marked with a header replay."`
 }
 
 // Help says where the flags of the plain form are, which the list of commands does not show.

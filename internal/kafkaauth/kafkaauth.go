@@ -27,7 +27,7 @@ type Flags struct {
 	KafkaCA       string `name:"kafka-ca" placeholder:"FILE" help:"Check Kafka's certificate against the authorities in this PEM file instead; means --kafka-tls."`
 	KafkaCert     string `name:"kafka-cert" placeholder:"FILE" help:"Show Kafka this certificate (PEM); means --kafka-tls, needs --kafka-key."`
 	KafkaKey      string `name:"kafka-key" placeholder:"FILE" help:"The key of --kafka-cert (PEM)."`
-	KafkaSASL     string `name:"kafka-sasl" enum:"plain,scram-sha-256,scram-sha-512," default:"" help:"Log in to Kafka by ${enum}."`
+	KafkaSASL     string `name:"kafka-sasl" enum:"plain,scram-sha-256,scram-sha-512," default:"" placeholder:"HOW" help:"Log in to Kafka by plain, scram-sha-256 or scram-sha-512."`
 	KafkaUser     string `placeholder:"NAME" help:"User of --kafka-sasl."`
 	KafkaPassword Secret `placeholder:"SECRET" help:"Password of --kafka-sasl. Prefer the variable: other users can read flags."`
 }
