@@ -2,7 +2,7 @@ package relay_test
 
 import (
 	"bytes"
-		"errors"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"

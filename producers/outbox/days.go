@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -64,7 +65,7 @@ func (d Days) Run(ctx context.Context) error {
 			d.Logger.InfoContext(ctx, "old outbox rows are gone, all of them published", "days", p.Days, "rows_without_a_day", p.Rows)
 		}
 		if p.Kept != "" {
-			d.Logger.WarnContext(ctx, "old outbox rows are kept: they are not known to be published", "days", p.KeptDays, "because", p.Kept)
+			d.Logger.WarnContext(ctx, "old outbox rows are kept", "days", p.KeptDays, "because", p.Kept)
 		}
 		return p.Rows == atOnce, err
 	})
@@ -153,8 +154,13 @@ func (d Days) dropDays(ctx context.Context, tx pgx.Tx, names []string, p *Pruned
 	if len(names) == 0 {
 		return nil
 	}
+	err = partitions.Briefly(ctx, tx, func(tx pgx.Tx) error { return partitions.Drop(ctx, tx, names) })
+	if errors.Is(err, partitions.ErrBusy) {
+		p.KeptDays, p.Kept = append(p.KeptDays, names...), "somebody reads them, as a replay does"
+		return nil
+	}
 	p.Days = names
-	return partitions.Briefly(ctx, tx, func(tx pgx.Tx) error { return partitions.Drop(ctx, tx, names) })
+	return err
 }
 
 const (

@@ -251,6 +251,41 @@ func TestOldRowsWithoutADayGoUnderTheSameRule(t *testing.T) {
 	}
 }
 
+func TestDaysThatSomebodyReadsAreKeptAndWritersDoNotWait(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.write(old, old)
+	replay, err := w.pool.Begin(t.Context())
+	must(t, err)
+	defer replay.Rollback(context.Background())
+	_, err = replay.Exec(t.Context(), "SELECT FROM outbox")
+	must(t, err)
+	writer, err := w.pool.Acquire(t.Context())
+	must(t, err)
+	defer writer.Release()
+	_, err = writer.Exec(t.Context(), "SET lock_timeout = 20")
+	must(t, err)
+	var p outbox.Pruned
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		p, err = w.days.Prune(t.Context(), today)
+		done <- err
+	}()
+	for pruning := true; pruning; {
+		if _, err := writer.Exec(t.Context(), writeSQL, today, nil); err != nil {
+			t.Fatalf("a writer waited: %v", err)
+		}
+		select {
+		case err := <-done:
+			must(t, err)
+			pruning = false
+		default:
+		}
+	}
+	w.wantKept(p, "somebody reads them")
+}
+
 func TestNoRetentionKeepsRowsForEver(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

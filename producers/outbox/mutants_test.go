@@ -39,6 +39,8 @@ var plants = []mutants.Fault{
 			}
 		}
 		_, err = tx.Exec(ctx, fmt.Sprintf(` + "`CREATE TABLE"},
+	{"internal/partitions/partitions.go", `[]string{"LOCK TABLE ONLY " + list`,
+		`[]string{plantedText("the table is locked before its days", "SELECT 1", "SELECT 1", "LOCK TABLE outbox"), "LOCK TABLE ONLY " + list`},
 }
 
 var verdicts = map[string]mutants.Verdict{
@@ -47,6 +49,7 @@ var verdicts = map[string]mutants.Verdict{
 	"one slot's word is enough":             {"TestOldRowsStayUntilTheSlotHasConfirmedThem", "rows that nobody has confirmed are gone"},
 	"the position is noted before the lock": {"TestWhatIsWrittenWhileADayIsClosedIsNotTakenForConfirmed", "rows that nobody has confirmed are gone"},
 	"rows without a day need no slot":       {"TestOldRowsWithoutADayGoUnderTheSameRule", "1 rows are left"},
+	"the table is locked before its days":   {"TestDaysThatSomebodyReadsAreKeptAndWritersDoNotWait", "a writer waited"},
 	"one clock is enough":                   {"TestAClockThatJumpedAheadDropsNothing", "days that are not over are gone"},
 	"a day is made under the parent's lock": {"TestADayIsMadeWhileATransactionWritesToAnother", "making a day waited for a writer"},
 }
