@@ -335,7 +335,7 @@ func (s slotState) check(name string, hasStreamed bool) error {
 		return &fatalError{fmt.Errorf("slot %s is gone", name), "rows committed since it disappeared are in no slot: make it anew and send those rows again"}
 	case !s.exists:
 		return &fatalError{fmt.Errorf("slot %s does not exist", name),
-			"start once with the policy to create it, or SELECT pg_create_logical_replication_slot(" +
+			"start once with --on-missing-slot create, or SELECT pg_create_logical_replication_slot(" +
 				quoteLiteral(name) + ", 'pgoutput'); rows committed before that are not published"}
 	case !s.logical:
 		return &fatalError{fmt.Errorf("slot %s belongs to another plugin or database", name), "choose another slot name"}
@@ -354,7 +354,7 @@ func (s slotState) checkRoom() error {
 	return nil
 }
 
-// reader names who reads the slot; without pg_monitor the server does not say.
+// reader names who reads the slot.
 func (s slotState) reader() string {
 	if s.application == "" {
 		return "someone"

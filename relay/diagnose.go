@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -86,16 +87,36 @@ func (x *examination) note(check string, err error, format string, args ...any) 
 			f.Fix = fatal.fix
 		}
 	}
-	f.Found = strings.Join(strings.Fields(f.Found), " ") // drivers' errors have lines
+	f.Found = oneLine(f.Found)
 	x.findings = append(x.findings, f)
 	return f.Level != Fail
+}
+
+// oneLine joins the lines of a driver's error, which says the same of each attempt.
+func oneLine(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, " ")
+}
+
+// unreached gives an error of a side that does not answer a fix of last resort.
+func unreached(err error, fix string) error {
+	var refused *misconfiguredError
+	if _, ok := asFatal(err, false); ok || errors.As(err, &refused) {
+		return err
+	}
+	return &fatalError{err, fix}
 }
 
 func (x *examination) database(ctx context.Context) {
 	cfg := &x.relay.cfg
 	c, err := openControl(ctx, cfg.DatabaseURL)
 	if err != nil {
-		x.note("database", err, "")
+		x.note("database", unreached(err, "start PostgreSQL, or correct the database URL: host, port, database, sslmode"), "")
 		return
 	}
 	defer c.close()
@@ -137,8 +158,9 @@ func (x *examination) publication(ctx context.Context, c *control, version int) 
 		return
 	}
 	x.note("inserts only", p.checkInserts(), "inserts are all that is published, so no table needs a REPLICA IDENTITY")
-	x.note("partitions", p.checkRoot(), "published under their table's name")
-	x.note("tables", p.checkTables(cfg.Tables), "%s", strings.Join(p.tables, ", "))
+	if x.note("partitions", p.checkRoot(), "published under their table's name") { // else partitions are all that is listed
+		x.note("tables", p.checkTables(cfg.Tables), "%s", strings.Join(p.tables, ", "))
+	}
 	x.note("columns", c.checkColumns(ctx, cfg.Publication, version), "each table has those that the relay reads")
 	x.sample(ctx, c, p.tables)
 }

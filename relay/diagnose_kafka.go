@@ -23,13 +23,13 @@ func (x *examination) kafka(ctx context.Context) {
 	}
 	defer k.client.Close()
 	if err := k.ping(ctx); err != nil {
-		x.note("kafka", err, "")
+		x.note("kafka", unreached(err, "start Kafka, or correct the addresses of the brokers, and whether they want TLS or a login"), "")
 		return
 	}
 	asking, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
 	brokers, err := k.admin.BrokerMetadata(asking)
-	if !x.note("kafka", err, "%d brokers at %s", len(brokers.Brokers), strings.Join(cfg.Brokers, ",")) {
+	if !x.note("kafka", err, "%s, %d in all", strings.Join(cfg.Brokers, ","), len(brokers.Brokers)) {
 		return
 	}
 	security, err := k.security()

@@ -11,8 +11,7 @@ import (
 type Status struct {
 	Slot   string `json:"slot"`
 	Exists bool   `json:"exists"`
-	// Active means that a relay reads the slot now; Reader is the name it gives itself, "" when we may not
-	// know, and PID the server process that serves it.
+	// Active means that a relay reads the slot now; Reader is the name it gives itself, and PID the server process that serves it.
 	Active bool   `json:"active"`
 	Reader string `json:"reader,omitempty"`
 	PID    int    `json:"pid,omitempty"`
@@ -49,7 +48,7 @@ FROM pg_replication_slots
 WHERE slot_name = $1`
 
 // Inspect looks at the slot of the configuration. It changes nothing, and the relay does not notice. The role
-// needs no more than to connect; to see the reader's name it must be the relay's own or a member of pg_monitor.
+// needs no more than to connect.
 //
 // The error is that the database cannot be asked; a slot that is missing or lost is a problem of the Status.
 func Inspect(ctx context.Context, cfg Config) (Status, error) {
