@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -89,6 +90,8 @@ func Find(t *testing.T, pkg string, faults []Fault, verdicts map[string]Verdict,
 	}
 }
 
+var packageClause = regexp.MustCompile(`(?m)^package (\w+)`)
+
 // Build runs go with the arguments, a build or a test -c, on the sources with the faults, and returns the
 // binary.
 func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
@@ -103,8 +106,11 @@ func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
 				t.Fatal(err)
 			}
 			texts[original] = string(text)
-			dir := filepath.Dir(original)
-			texts[filepath.Join(dir, "planted.go")] = fmt.Sprintf(switches, filepath.Base(dir))
+			clause := packageClause.FindStringSubmatch(texts[original])
+			if clause == nil {
+				t.Fatalf("%s is of no package", f.File)
+			}
+			texts[filepath.Join(filepath.Dir(original), "planted.go")] = fmt.Sprintf(switches, clause[1])
 		}
 		if n := strings.Count(texts[original], f.Old); n != 1 {
 			t.Fatalf("%q stands %d times in %s: the fault has to be planted anew", f.Old, n, f.File)
