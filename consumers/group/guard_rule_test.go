@@ -34,6 +34,7 @@ func TestTheGuardTellsABadDeployFromBadEvents(t *testing.T) {
 		"what failed long ago":               {{0, 0, keys(0, 9, trouble), false}, {2 * time.Minute, 0, keys(9, 9, trouble), false}},
 		"nothing fails":                      {{0, 10, nil, false}},
 		"records without a type":             {{0, 0, keys(0, 20, errNoType), false}},
+		"events that the inbox forgot":       {{0, 0, keys(0, 20, errForgotten), false}},
 		"nobody fails while it is stopped":   {{0, 0, keys(0, 10, trouble), true}, {time.Second, 3, nil, false}},
 		"still bad":                          {{0, 0, keys(0, 10, trouble), true}, {50 * time.Second, 0, keys(0, 9, trouble), true}, {59 * time.Second, 0, keys(0, 9, trouble), true}},
 		"few are left, and those are bad":    {{0, 0, keys(0, 10, trouble), true}, {50 * time.Second, 0, keys(0, 1, trouble), true}, {61 * time.Second, 0, keys(0, 1, trouble), false}},

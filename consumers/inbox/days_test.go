@@ -3,8 +3,10 @@ package inbox_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,7 +14,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"converge/consumers/inbox"
+	"converge/internal/database"
 	"converge/internal/partitions"
+	"converge/internal/pgtest"
 )
 
 const retention = 16 * partitions.Day
@@ -213,4 +217,34 @@ func TestADeliveryThatWaitedForThePruneIsForgotten(t *testing.T) {
 	must(t, partitions.Drop(t.Context(), tx, []string{partitions.Name("inbox", partitions.Start(old))}))
 	must(t, tx.Commit(t.Context()))
 	want(t, <-verdict, "forgotten", "the delivery that waited")
+}
+
+// What an older version has taken on is remembered by this one.
+func TestRowsFromBeforeThereWereHorizonsAreRemembered(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	first := fstest.MapFS{}
+	text, err := inbox.Migrations.ReadFile("migrations/00001_inbox.sql")
+	must(t, err)
+	first["migrations/00001_inbox.sql"] = &fstest.MapFile{Data: text}
+	module := func(files fs.FS) database.Module {
+		return database.Module{Service: "billing", Sets: []database.Set{{Name: "inbox", FS: files}}}
+	}
+	must(t, database.Migrate(t.Context(), url, module(first)))
+	pool, err := database.Open(t.Context(), url, "billing", 2)
+	must(t, err)
+	defer pool.Close()
+	undated, loose := dated(time.Time{}), dated(today)
+	_, err = pool.Exec(t.Context(), "INSERT INTO inbox SELECT 'billing', id, day FROM unnest($1::uuid[], $2::date[]) u (id, day)",
+		[]uuid.UUID{undated.ID, loose.ID}, []time.Time{undated.Day, loose.Day})
+	must(t, err)
+	must(t, database.Migrate(t.Context(), url, module(inbox.Migrations)))
+	for _, e := range []inbox.Entry{undated, loose} {
+		want(t, deliver(t, pool, "billing", e), "duplicate", "an event of the older version")
+	}
+	var inDefault int
+	must(t, pool.QueryRow(t.Context(), "SELECT count(*) FROM inbox_default").Scan(&inDefault))
+	if inDefault != 1 {
+		t.Errorf("%d rows in the default partition, want the one with a day", inDefault)
+	}
 }

@@ -16,4 +16,7 @@ DELETE FROM inbox_default WHERE day = '1970-01-01';
 ALTER TABLE inbox ATTACH PARTITION inbox_default DEFAULT;
 
 -- +goose Down
+ALTER TABLE inbox DETACH PARTITION inbox_undated;
+INSERT INTO inbox SELECT consumer, event_id, day FROM inbox_undated;
+DROP TABLE inbox_undated;
 DROP TABLE inbox_horizons;
