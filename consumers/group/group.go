@@ -389,17 +389,20 @@ func (g *Group) keepHouse(ctx context.Context) {
 		case <-slow.C:
 			g.chore(ctx, "making partitions for the inbox", makeDays)
 			// Not at the start: what has waited since the last one is taken on before its days are forgotten.
-			g.chore(ctx, "forgetting old days of the inbox", func() error { return g.forgetDays(ctx, days) })
+			g.forgetDays(ctx, days)
 		}
 	}
 }
 
-func (g *Group) forgetDays(ctx context.Context, days inbox.Days) error {
+func (g *Group) forgetDays(ctx context.Context, days inbox.Days) {
 	dropped, err := days.Prune(ctx, time.Now())
-	if len(dropped) > 0 {
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		g.cfg.Logger.Warn("old inbox days are kept for now", "group", g.cfg.Name, "error", err)
+	case len(dropped) > 0:
 		g.cfg.Logger.Info("inbox days are forgotten: events of theirs go to the dead letters, for review", "group", g.cfg.Name, "days", dropped)
 	}
-	return err
 }
 
 func (g *Group) chore(ctx context.Context, what string, do func() error) {
