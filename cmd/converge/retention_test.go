@@ -10,6 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"converge/internal/database"
+	"converge/internal/pgtest"
 	"converge/internal/process"
 )
 
@@ -108,5 +110,35 @@ func TestWhatTopicsKeepIsReadFromTheBrokers(t *testing.T) {
 	}
 	if _, err := topicRetentions(t.Context(), at, []string{"nowhere"}); err == nil {
 		t.Error("a topic that is not there keeps its records for some time")
+	}
+}
+
+func TestServeRefusesTopicsThatOutliveTheInbox(t *testing.T) {
+	kafka, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kafka.Close()
+	at := connection{Brokers: kafka.ListenAddrs()}
+	client, err := at.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).CreateTopic(t.Context(), 1, 1, map[string]*string{retentionKey: kadm.StringPtr("-1")}, "orders"); err != nil {
+		t.Fatal(err)
+	}
+	url := pgtest.URL(t)
+	views, err := choose([]string{"orderviews"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := database.Migrate(t.Context(), url, modules(views)...); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs strings.Builder
+	code := run([]string{"serve", "orderviews", "--database", url, "--brokers", at.Brokers[0], "--format", "json", "--http", "127.0.0.1:0"}, &out, &errs)
+	if want := "topic orders keeps records for ever, and --inbox-retention 384h0m0s would forget them"; code != process.ExitUsage || !strings.Contains(errs.String(), want) {
+		t.Errorf("code %d, want %d and %q\n%s", code, process.ExitUsage, want, errs.String())
 	}
 }
