@@ -91,9 +91,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return process.ExitOK
 }
 
+// oneLine joins the lines of an error.
+var oneLine = strings.NewReplacer(":\n\t", ": ", "\n\t", "; ", "\n", "; ")
+
 // report prints an error that carries a message, on one line, and returns the code that it asks for.
 func report(err error, stderr io.Writer) int {
-	if text := strings.ReplaceAll(err.Error(), "\n", "; "); text != "" {
+	if text := oneLine.Replace(err.Error()); text != "" {
 		fmt.Fprintln(stderr, "converge:", text)
 	}
 	var coded interface{ ExitCode() int }
