@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/relay/pgoutput"
 )
 
 // MissingSlot says what to do when the slot does not exist on start.
@@ -24,6 +26,10 @@ const (
 	// before that moment are not published; a warning tells if there are any. A slot that disappears
 	// while the relay runs is not made anew, because rows may be lost with it.
 	CreateMissingSlot MissingSlot = "create"
+	// BackfillMissingSlot makes both as CreateMissingSlot does, then publishes the rows that are older than
+	// the slot, table by table in the order of seq and with a header replay of "backfill", before it streams.
+	// A crash on the way begins the backfill anew: rows are repeated, none is left out.
+	BackfillMissingSlot MissingSlot = "backfill"
 )
 
 // Config is what a relay needs to know. DatabaseURL and Brokers are required; the zero value of
@@ -52,6 +58,13 @@ type Config struct {
 	// NoCreateTopics makes a missing topic stop the stream until someone creates it. Otherwise it is
 	// created with the brokers' default partitions and replicas.
 	NoCreateTopics bool
+	// AcceptGap lets a relay start whose slot is ahead of its checkpoint or belongs to another server, see
+	// package relay: the slot's position, as the refusal names it. It is good for that position alone, so it
+	// may be left in place. Default: no gap is accepted.
+	AcceptGap string
+	// ExactlyOnce publishes in Kafka transactions, so that consumers that read committed records alone see
+	// each row once, however often the relay dies. It costs those consumers up to 50 ms of latency.
+	ExactlyOnce bool
 	// DeadLetterTopic takes the rows that no waiting makes publishable. Default Slot + ".relay.dlq".
 	DeadLetterTopic string
 
@@ -98,6 +111,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Publication == "" {
 		c.Publication = defaultName
 	}
+	if c.AcceptGap != "" {
+		if _, err := pgoutput.ParseLSN(c.AcceptGap); err != nil {
+			complain("AcceptGap: %w", err)
+		}
+	}
 	if c.DeadLetterTopic == "" {
 		c.DeadLetterTopic = c.Slot + ".relay.dlq"
 	}
@@ -112,9 +130,9 @@ func (c Config) withDefaults() (Config, error) {
 	switch c.OnMissingSlot {
 	case "":
 		c.OnMissingSlot = FailOnMissingSlot
-	case FailOnMissingSlot, CreateMissingSlot:
+	case FailOnMissingSlot, CreateMissingSlot, BackfillMissingSlot:
 	default:
-		complain("OnMissingSlot %q is not %q or %q", c.OnMissingSlot, FailOnMissingSlot, CreateMissingSlot)
+		complain("OnMissingSlot %q is not %q, %q or %q", c.OnMissingSlot, FailOnMissingSlot, CreateMissingSlot, BackfillMissingSlot)
 	}
 	if c.BufferBytes == 0 {
 		c.BufferBytes = defaultBufferBytes

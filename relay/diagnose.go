@@ -145,7 +145,7 @@ func (x *examination) database(ctx context.Context) {
 func (x *examination) publication(ctx context.Context, c *control, version int) {
 	cfg := &x.relay.cfg
 	p, err := c.publication(ctx, cfg.Publication)
-	if err == nil && !p.exists && cfg.OnMissingSlot == CreateMissingSlot && len(cfg.Tables) > 0 {
+	if err == nil && !p.exists && cfg.OnMissingSlot != FailOnMissingSlot && len(cfg.Tables) > 0 {
 		x.note("publication", nil, "%s does not exist and will be created", p.name)
 		x.sample(ctx, c, cfg.Tables)
 		return
@@ -172,7 +172,7 @@ func (x *examination) slot(ctx context.Context, c *control, s serverState) {
 	case err != nil:
 		x.note("slot", err, "")
 		return
-	case !slot.exists && cfg.OnMissingSlot == CreateMissingSlot:
+	case !slot.exists && cfg.OnMissingSlot != FailOnMissingSlot:
 		x.note("slot", nil, "%s does not exist and will be created", cfg.Slot)
 	case slot.active:
 		x.note("slot", slot.check(cfg.Slot, false), "%s is read by %s (server process %s)", cfg.Slot, slot.reader(), slot.pid)
@@ -222,11 +222,8 @@ func checkReplication(ctx context.Context, databaseURL string) (system string, e
 		return "", certificateRefused(fmt.Errorf("connecting for replication: %w", err))
 	}
 	defer closeQuietly(pg)
-	results, err := pg.Exec(ctx, "IDENTIFY_SYSTEM").ReadAll()
-	if err != nil || len(results) == 0 || len(results[0].Rows) == 0 {
-		return "", fmt.Errorf("asking for the system identifier: %w", err)
-	}
-	return string(results[0].Rows[0][0]), nil
+	server, err := identify(ctx, pg)
+	return server.System, err
 }
 
 const columnsSQL = `

@@ -74,6 +74,9 @@ func newKafka(cfg *Config, m *metrics) (*kafka, error) {
 		kgo.MaxBufferedRecords(1<<30),
 		kgo.WithHooks(k),
 	)
+	if cfg.ExactlyOnce {
+		options = append(options, kgo.TransactionalID(transactionalID(cfg.Slot)), kgo.TransactionTimeout(transactionTimeout))
+	}
 	client, err := kgo.NewClient(options...)
 	if err != nil {
 		return nil, fmt.Errorf("making the Kafka client: %w", err)
@@ -135,7 +138,7 @@ func (k *kafka) topic(ctx context.Context, name []byte) (*topic, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
 	t := &topic{name: string(name), published: k.metrics.published.WithLabelValues(string(name))}
-	if err := k.ensure(ctx, t.name); err != nil {
+	if err := k.ensure(ctx, t.name, k.createTopic); err != nil {
 		return nil, err
 	}
 	limit := k.maxMessageBytes(ctx, t.name)
@@ -159,7 +162,7 @@ func validTopic(name []byte) bool {
 }
 
 // ensure returns when every partition of the topic has a leader, making the topic first if need be.
-func (k *kafka) ensure(ctx context.Context, name string) error {
+func (k *kafka) ensure(ctx context.Context, name string, create func(ctx context.Context, name string) error) error {
 	poll := time.NewTicker(topicPoll)
 	defer poll.Stop()
 	for created := false; ; {
@@ -168,7 +171,7 @@ func (k *kafka) ensure(ctx context.Context, name string) error {
 		case err == nil:
 			return nil
 		case errors.Is(err, kerr.UnknownTopicOrPartition) && k.create && !created:
-			if err := k.createTopic(ctx, name); err != nil {
+			if err := create(ctx, name); err != nil {
 				return err
 			}
 			created = true
@@ -213,8 +216,13 @@ func (k *kafka) look(ctx context.Context, name string) error {
 }
 
 func (k *kafka) createTopic(ctx context.Context, name string) error {
-	const brokersDefault = -1
-	response, err := k.admin.CreateTopic(ctx, brokersDefault, brokersDefault, nil, name)
+	return k.createTopicOf(ctx, name, brokersDefault, nil)
+}
+
+const brokersDefault = -1
+
+func (k *kafka) createTopicOf(ctx context.Context, name string, partitions int32, settings map[string]*string) error {
+	response, err := k.admin.CreateTopic(ctx, partitions, brokersDefault, settings, name)
 	if err == nil {
 		err = response.Err
 	}

@@ -22,6 +22,7 @@ type publisher struct {
 
 	kafka   *kafka
 	tracker *tracker
+	exact   *transactional // nil: records stand for themselves
 
 	// life ends with the first error of any part; its cause is that error. The records carry a context
 	// of their own that never ends: a record that Kafka may have must not be given up halfway.
@@ -66,7 +67,11 @@ func (p *publisher) publish(ctx context.Context, l *layout, tuple pgoutput.Tuple
 	}
 	x.sent++
 	p.unpushed = true
-	p.kafka.client.Produce(context.Background(), &r.record, r.promise)
+	if p.exact == nil {
+		p.kafka.client.Produce(context.Background(), &r.record, r.promise)
+	} else if err := p.exact.produce(r); err != nil {
+		return err
+	}
 	crash(crashProduced)
 	if p.alone(r) {
 		return p.await(ctx)

@@ -74,7 +74,7 @@ func (p *publisher) alone(r *row) bool {
 // refused tells a broker's no from a broker that is away.
 func refused(err error) bool {
 	var no *kerr.Error
-	return errors.As(err, &no) && !(no.Retriable && reason(err) == reasonRejected)
+	return errors.As(err, &no) && !(no.Retriable && reason(err) == reasonRejected) && !ofProducer(err)
 }
 
 // reason classifies an error of Kafka's for the label of relay_publish_errors_total.
@@ -165,7 +165,7 @@ func (p *publisher) bury(ctx context.Context, r *row, tuple pgoutput.Tuple, no *
 		header(headerErrorClass, []byte(no.reason)),
 		header(headerError, []byte(no.err.Error())),
 		header(headerCommitLSN, []byte(r.transaction.lsn.String())),
-		header(headerOrdinal, strconv.AppendInt(nil, r.transaction.sent, 10)),
+		header(headerOrdinal, strconv.AppendInt(nil, r.transaction.skipped+r.transaction.sent, 10)),
 		header(headerPayloadBytes, strconv.AppendInt(nil, int64(len(payload)), 10)))
 	r.record = kgo.Record{Key: at(fieldAggregateID), Value: payload, Headers: r.headers, Timestamp: r.transaction.committed, Topic: to.name}
 	if recordSize(&r.record) > to.limit {

@@ -13,11 +13,17 @@ import (
 // Keys of log attributes.
 const (
 	keyError       = "error"
+	keyFrom        = "from"
 	keyPublication = "publication"
 	keyRetryIn     = "retry_in"
 	keySlot        = "slot"
 	keyTable       = "table"
 	keyTables      = "tables"
+	keyTimeline    = "timeline"
+	keyTo          = "to"
+	keyTopic       = "topic"
+	keySystem      = "system_identifier"
+	keyRows        = "rows"
 )
 
 // Relay is one reader of one slot. Make it with [New].

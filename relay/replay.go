@@ -45,6 +45,7 @@ type Range struct {
 // the table does not know when a row committed. A row that cannot be a record goes to the dead-letter
 // topic. A row that a broker refuses ends Replay with an error that names it.
 func Replay(ctx context.Context, cfg Config, which Range) (n int64, err error) {
+	cfg.ExactlyOnce = false // that is a matter of the stream's
 	r, err := New(cfg)
 	if err != nil {
 		return 0, err

@@ -19,10 +19,15 @@ type session struct {
 	wire    *wire
 	memory  *arenas
 
+	checkpoints *checkpoints
+	// snapshot is a transaction that sees the rows older than the slot, nil when none was asked for.
+	snapshot *control
+
 	// The reading goroutine's own:
 	layouts     map[uint32]*layout
 	tuple       pgoutput.Tuple
 	transaction *transaction
+	skip        int64 // rows of the transaction that are on their topics already
 }
 
 const (
@@ -48,7 +53,12 @@ func (r *Relay) runSession(ctx context.Context) error {
 		return err
 	}
 	s.wire.push = s.push
-	r.streaming()
+	if s.checkpoints.pending.Load() {
+		r.hasStreamed = true
+		r.setNotReady(errBackfill)
+	} else {
+		r.streaming()
+	}
 	defer r.metrics.leader.Set(0)
 	r.metrics.leader.Set(1)
 
@@ -64,6 +74,9 @@ func (r *Relay) runSession(ctx context.Context) error {
 	}
 	part(s.reportStatus)
 	part(s.sampleSlot)
+	if s.exact != nil {
+		part(s.exact.run)
+	}
 	parts.Go(func() {
 		// A read or a write under way ends only when the connection does, and a Kafka client that had
 		// a record refused must send nothing that came behind it.
@@ -77,7 +90,15 @@ func (r *Relay) runSession(ctx context.Context) error {
 			s.end(fmt.Errorf("stopping the stream: %w", err))
 		}
 	})
-	err := s.read(reading)
+	var err error
+	if s.checkpoints.pending.Load() {
+		if err = s.backfill(reading); err == nil {
+			r.streaming()
+		}
+	}
+	if err == nil {
+		err = s.read(reading)
+	}
 	stop()
 	var refused *refusal
 	switch {
@@ -107,6 +128,10 @@ func (s *session) open(ctx context.Context) (err error) {
 	if s.control, err = openControl(ctx, cfg.DatabaseURL); err != nil {
 		return err
 	}
+	s.checkpoints = newCheckpoints(s.kafka, s.relay, s.end)
+	if err = s.makeBackfilledSlot(ctx); err != nil {
+		return err
+	}
 	slot, err := s.relay.prepare(ctx, s.control)
 	if err != nil {
 		return err
@@ -116,7 +141,56 @@ func (s *session) open(ctx context.Context) (err error) {
 	if sqlState(err) == stateObjectInUse {
 		return &standbyError{slot: cfg.Slot, pid: slot.pid, err: err}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return s.beginCheckpoints(ctx)
+}
+
+// beginCheckpoints holds the slot, now that nobody else moves it, against the checkpoint.
+func (s *session) beginCheckpoints(ctx context.Context) error {
+	cfg := &s.relay.cfg
+	if cfg.ExactlyOnce {
+		if err := fence(ctx, s.kafka.client); err != nil {
+			return err
+		}
+	}
+	slot, err := s.control.slot(ctx, cfg.Slot)
+	if err != nil {
+		return err
+	}
+	position, err := pgoutput.ParseLSN(slot.confirmed)
+	if err != nil {
+		return fmt.Errorf("looking up slot %s: %w", cfg.Slot, err)
+	}
+	publication, err := s.control.publication(ctx, cfg.Publication)
+	if err != nil {
+		return err
+	}
+	if err := s.checkpoints.begin(ctx, s.wire.server, position, publication.tables); err != nil {
+		return err
+	}
+	if cfg.ExactlyOnce {
+		s.exact = newTransactional(s.kafka.client, s.checkpoints, s.life)
+	}
+	return nil
+}
+
+// confirmable returns the position that the server may be told.
+func (s *session) confirmable() pgoutput.LSN {
+	return s.checkpoints.position(s.tracker.watermark())
+}
+
+// settleAll gets everything produced acknowledged and its position ready to be confirmed.
+func (s *session) settleAll(ctx context.Context) error {
+	if s.exact != nil {
+		return s.exact.end(ctx)
+	}
+	if err := s.kafka.client.Flush(ctx); err != nil {
+		return err
+	}
+	watermark, covered := s.tracker.position()
+	return s.checkpoints.settle(ctx, watermark, covered)
 }
 
 // standbyError means that another relay reads the slot.
@@ -139,8 +213,10 @@ func (s *session) close() {
 	if s.kafka != nil {
 		s.kafka.client.Close()
 	}
-	if s.control != nil {
-		s.control.close()
+	for _, c := range []*control{s.control, s.snapshot} {
+		if c != nil {
+			c.close()
+		}
 	}
 }
 
@@ -189,8 +265,11 @@ func (s *session) keepalive(body []byte) error {
 		return err
 	}
 	s.tracker.keepalive(k.WALEnd)
+	if s.exact != nil && s.transaction == nil {
+		s.exact.idle(k.WALEnd)
+	}
 	if k.ReplyRequested {
-		return s.wire.sendStatus(s.tracker.watermark(), false)
+		return s.wire.sendStatus(s.confirmable(), false)
 	}
 	return nil
 }
@@ -205,6 +284,9 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 			return err
 		}
 		s.transaction = s.tracker.begin(begin.CommitLSN, pgoutput.Time(begin.Micros))
+		if s.exact != nil {
+			s.skip = s.exact.opened(begin.CommitLSN)
+		}
 		s.wire.behind = header.Micros-begin.Micros > behindAfter.Microseconds()
 	case pgoutput.KindCommit:
 		commit, err := pgoutput.ParseCommit(message)
@@ -217,6 +299,9 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 		crash(crashCommit)
 		committed, sent := s.transaction.committed, s.transaction.sent
 		s.transaction = nil
+		if s.exact != nil {
+			s.exact.closed(commit.EndLSN, committed)
+		}
 		if s.tracker.commit(commit.EndLSN) && sent > 0 {
 			s.metrics.commitToAck.Observe(time.Since(committed).Seconds())
 		}
@@ -244,6 +329,10 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 	if l == nil || x == nil {
 		return fmt.Errorf("%w: row outside a transaction or of an unknown table", pgoutput.ErrMalformed)
 	}
+	if x.skipped < s.skip {
+		x.skipped++
+		return nil
+	}
 	crash(crashReceived)
 	if x.sent > 0 {
 		crash(crashTransaction)
@@ -260,6 +349,12 @@ func (s *session) reportStatus() error {
 		var now time.Time
 		select {
 		case now = <-tick.C:
+			s.checkpoints.offer(s.tracker.position())
+		case <-s.checkpoints.moved:
+			if err := s.wire.sendStatus(s.confirmable(), false); err != nil {
+				return err
+			}
+			continue
 		case <-s.life.Done():
 			return nil
 		}
@@ -267,7 +362,7 @@ func (s *session) reportStatus() error {
 		if silence > giveUpAfter {
 			return fmt.Errorf("streaming: the server has been silent for %s: %w", silence.Round(time.Second), io.ErrNoProgress)
 		}
-		if err := s.wire.sendStatus(s.tracker.watermark(), silence > askAfter); err != nil {
+		if err := s.wire.sendStatus(s.confirmable(), silence > askAfter); err != nil {
 			return err
 		}
 		s.alive(now, &progress)
@@ -297,8 +392,8 @@ func (s *session) sampleSlot() error {
 func (s *session) confirmInFront() {
 	ctx, cancel := context.WithTimeout(s.life, s.relay.cfg.DrainTimeout)
 	defer cancel()
-	if s.kafka.client.Flush(ctx) == nil {
-		s.wire.sendStatus(s.tracker.watermark(), false) //nolint:errcheck // the refusal is the error to report
+	if s.settleAll(ctx) == nil {
+		s.wire.sendStatus(s.confirmable(), false) //nolint:errcheck // the refusal is the error to report
 	}
 }
 
@@ -306,15 +401,18 @@ func (s *session) confirmInFront() {
 func (s *session) drain() error {
 	ctx, cancel := context.WithTimeout(s.life, s.relay.cfg.DrainTimeout)
 	defer cancel()
-	flushed := s.kafka.client.Flush(ctx)
+	settled := s.settleAll(ctx)
 	if err := context.Cause(s.life); err != nil {
 		return err
 	}
-	if err := s.wire.sendStatus(s.tracker.watermark(), false); err != nil {
+	if err := s.wire.sendStatus(s.confirmable(), false); err != nil {
 		return err
 	}
-	if flushed != nil {
+	if ctx.Err() != nil {
 		return ErrDrainTimedOut
+	}
+	if settled != nil {
+		return settled
 	}
 	return s.wire.finish(s.life, finishTimeout)
 }

@@ -25,6 +25,8 @@ type tracker struct {
 	open       bool
 	// Invariant: every record of every transaction that ends at or before confirmed is acknowledged.
 	confirmed pgoutput.LSN
+	// covered is when the last transaction that ends at or before confirmed committed, zero if none did.
+	covered time.Time
 	// idle is the latest keepalive's position. Every transaction that committed before it has been
 	// begun on this connection or is not ours.
 	idle pgoutput.LSN
@@ -43,6 +45,8 @@ type transaction struct {
 
 	// sent counts the records produced; it is the reading goroutine's own until commit.
 	sent int64
+	// skipped counts the rows that are not produced because they are on their topics already.
+	skipped int64
 	// pending is, while open, unsettled minus the acknowledgements so far; after commit, the number of
 	// records that are not acknowledged. Counting down from a bias spares the reader an atomic
 	// operation per record and keeps an open transaction from ever looking done.
@@ -71,7 +75,7 @@ func (t *tracker) begin(lsn pgoutput.LSN, committed time.Time) *transaction {
 		t.tail.next = x
 	}
 	t.tail, t.open = x, true
-	x.next, x.end, x.lsn, x.sent = nil, 0, lsn, 0
+	x.next, x.end, x.lsn, x.sent, x.skipped = nil, 0, lsn, 0, 0
 	x.pending.Store(unsettled)
 	x.committed = committed
 	t.mu.Unlock()
@@ -105,10 +109,19 @@ func (t *tracker) watermark() pgoutput.LSN {
 	return t.confirmed
 }
 
+// position returns the watermark, and when the last transaction before it committed.
+func (t *tracker) position() (pgoutput.LSN, time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.advance()
+	return t.confirmed, t.covered
+}
+
 // advance passes the finished transactions at the head. The caller holds mu.
 func (t *tracker) advance() {
 	for x := t.head; x != nil && x.pending.Load() == 0; x = t.head {
 		t.confirmed = max(t.confirmed, x.end)
+		t.covered = x.committed
 		t.head = x.next
 		if t.head == nil {
 			t.tail = nil

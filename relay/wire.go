@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,9 @@ type wire struct {
 	// waiting is when the read that is under way began, in Unix nanoseconds, 0 when none is. A reader
 	// that waits for memory is not waiting for the server.
 	waiting atomic.Int64
+
+	// server is who is at the other end.
+	server identity
 
 	writing sync.Mutex // guards conn's writes and status
 	status  []byte
@@ -92,6 +96,11 @@ func openWire(ctx context.Context, databaseURL, slot, publication string, memory
 	if err != nil {
 		return nil, fmt.Errorf("connecting for replication: %w", err)
 	}
+	server, err := identify(ctx, pg)
+	if err != nil {
+		closeQuietly(pg)
+		return nil, err
+	}
 	if err := startReplication(ctx, pg, slot, publication); err != nil {
 		closeQuietly(pg)
 		return nil, fmt.Errorf("starting replication from slot %s: %w", slot, err)
@@ -106,7 +115,27 @@ func openWire(ctx context.Context, databaseURL, slot, publication string, memory
 		hijacked.Conn.Close()
 		return nil, fmt.Errorf("taking over the connection: %w", err)
 	}
-	return &wire{conn: hijacked.Conn, reader: reader, memory: memory}, nil
+	return &wire{conn: hijacked.Conn, reader: reader, memory: memory, server: server}, nil
+}
+
+// identity tells one server's history from another's: LSNs compare within one system, and beyond the fork
+// of two timelines the same LSN is two things.
+type identity struct {
+	System   string `json:"system_identifier"`
+	Timeline int    `json:"timeline"`
+}
+
+func identify(ctx context.Context, pg *pgconn.PgConn) (id identity, err error) {
+	results, err := pg.Exec(ctx, "IDENTIFY_SYSTEM").ReadAll()
+	if err != nil {
+		return id, fmt.Errorf("asking the server who it is: %w", err)
+	}
+	row := results[0].Rows[0]
+	if id.Timeline, err = strconv.Atoi(string(row[1])); err != nil {
+		return id, fmt.Errorf("asking the server who it is: %w", err)
+	}
+	id.System = string(row[0])
+	return id, nil
 }
 
 // startReplication asks for the slot's own position (0/0): a position kept anywhere else could belong

@@ -24,7 +24,9 @@ type relayFlags struct {
 	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
 	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
 	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
-	OnMissingSlot  string   `enum:"fail,create" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood."`
+	OnMissingSlot  string   `enum:"fail,create,backfill" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood; backfill sends the rows that are older first."`
+	AcceptGap      string   `placeholder:"LSN" help:"Go on although the slot was moved to this position past rows that are on no topic: the LSN that the refusal names, and good for no other."`
+	ExactlyOnce    bool     `help:"Publish in Kafka transactions: who reads committed records alone sees each row once, however often the relay dies."`
 	NoCreateTopics bool     `help:"Leave missing topics missing: the stream waits until somebody creates them."`
 }
 
@@ -42,7 +44,8 @@ func (f *relayFlags) config() (relay.Config, error) {
 		tables = outboxTables()
 	}
 	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Slot: f.Slot, Publication: f.Publication,
-		Tables: tables, OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics}, nil
+		Tables: tables, OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
+		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce}, nil
 }
 
 type relayCmd struct {

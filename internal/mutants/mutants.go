@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -90,8 +89,6 @@ func Find(t *testing.T, pkg string, faults []Fault, verdicts map[string]Verdict,
 	}
 }
 
-var packageClause = regexp.MustCompile(`(?m)^package (\w+)`)
-
 // Build runs go with the arguments, a build or a test -c, on the sources with the faults, and returns the
 // binary.
 func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
@@ -106,11 +103,8 @@ func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
 				t.Fatal(err)
 			}
 			texts[original] = string(text)
-			clause := packageClause.FindStringSubmatch(texts[original])
-			if clause == nil {
-				t.Fatalf("%s is of no package", f.File)
-			}
-			texts[filepath.Join(filepath.Dir(original), "planted.go")] = fmt.Sprintf(switches, clause[1])
+			dir := filepath.Dir(original)
+			texts[filepath.Join(dir, "planted.go")] = fmt.Sprintf(switches, filepath.Base(dir))
 		}
 		if n := strings.Count(texts[original], f.Old); n != 1 {
 			t.Fatalf("%q stands %d times in %s: the fault has to be planted anew", f.Old, n, f.File)

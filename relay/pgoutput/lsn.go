@@ -32,6 +32,15 @@ func ParseLSN(s string) (LSN, error) {
 	return LSN(h<<32 | l), nil
 }
 
+// MarshalText and UnmarshalText write and read the same form, so that JSON has it.
+func (l LSN) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText is the other half of MarshalText.
+func (l *LSN) UnmarshalText(text []byte) (err error) {
+	*l, err = ParseLSN(string(text))
+	return err
+}
+
 // epoch is 2000-01-01 00:00:00 UTC, from which PostgreSQL counts microseconds.
 const epochUnixMicro = 946_684_800_000_000
 
