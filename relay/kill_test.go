@@ -33,6 +33,7 @@ type childConfig struct {
 	DatabaseURL string
 	Brokers     []string
 	Slot        string
+	ExactlyOnce bool
 }
 
 func TestMain(m *testing.M) {
@@ -52,7 +53,7 @@ func runChild(encoded string) error {
 		return err
 	}
 	subject, err := relay.New(relay.Config{DatabaseURL: c.DatabaseURL, Brokers: c.Brokers, Slot: c.Slot,
-		Tables: []string{outboxTable}, OnMissingSlot: relay.CreateMissingSlot,
+		Tables: []string{outboxTable}, OnMissingSlot: relay.CreateMissingSlot, ExactlyOnce: c.ExactlyOnce,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err
