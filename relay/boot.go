@@ -90,7 +90,7 @@ func (r *Relay) prepare(ctx context.Context, c *control) (slotState, error) {
 	if err := r.preparePublication(ctx, c, version, create); err != nil {
 		return slotState{}, err
 	}
-	if err := c.checkColumns(ctx, r.cfg.Publication, version); err != nil {
+	if err := c.checkColumns(ctx, &r.cfg, version); err != nil {
 		return slotState{}, err
 	}
 	if create {
@@ -236,7 +236,7 @@ func (r *Relay) preparePublication(ctx context.Context, c *control, version int,
 		if len(r.cfg.Tables) == 0 {
 			return &fatalError{fmt.Errorf("publication %s does not exist", name), "name the outbox tables to create it for"}
 		}
-		err := c.do(ctx, createPublicationSQL(name, r.cfg.Tables, version))
+		err := c.do(ctx, createPublicationSQL(name, r.cfg.Tables, r.cfg.shape.columnList(), version))
 		if err != nil && sqlState(err) != stateDuplicateObject && sqlState(err) != stateUniqueViolation {
 			return fmt.Errorf("creating publication %s: %w", name, err)
 		}
@@ -246,7 +246,7 @@ func (r *Relay) preparePublication(ctx context.Context, c *control, version int,
 		}
 	}
 	for _, check := range []func() error{
-		func() error { return p.checkExists(r.cfg.Tables, version) },
+		func() error { return p.checkExists(&r.cfg, version) },
 		p.checkInserts,
 		p.checkRoot,
 		func() error { return p.checkTables(r.cfg.Tables) },

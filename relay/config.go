@@ -53,6 +53,14 @@ type Config struct {
 	// Tables are the outbox tables, as schema.table, that the publication must hold, no more and no
 	// fewer. Empty means every table that it holds.
 	Tables []string
+	// Preset is what the tables' columns are called. Default [PresetConverge].
+	Preset Preset
+	// Headers is what the records' headers are called. Default by Preset.
+	Headers Headers
+	// Topic names a record's topic after its row: text with the names of text columns in braces. Default
+	// {topic}; outbox.event.{aggregatetype} for [PresetDebezium], outbox.event.{aggregate_type} for
+	// [HeadersDebezium]. Rows without an event type always go to their own topic.
+	Topic string
 	// OnMissingSlot defaults to [FailOnMissingSlot].
 	OnMissingSlot MissingSlot
 	// NoCreateTopics makes a missing topic stop the stream until someone creates it. Otherwise it is
@@ -73,6 +81,8 @@ type Config struct {
 	BufferBytes int
 	// DrainTimeout bounds the wait for acknowledgements after Run's context has ended. Default 10 s.
 	DrainTimeout time.Duration
+
+	shape shape
 
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
@@ -126,6 +136,10 @@ func (c Config) withDefaults() (Config, error) {
 		if schema, name, ok := strings.Cut(table, "."); !ok || schema == "" || name == "" {
 			complain("table %q is not schema.table", table)
 		}
+	}
+	var err error
+	if c.shape, err = c.withShape(); err != nil {
+		wrong = append(wrong, err)
 	}
 	switch c.OnMissingSlot {
 	case "":

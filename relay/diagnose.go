@@ -151,7 +151,7 @@ func (x *examination) publication(ctx context.Context, c *control, version int) 
 		return
 	}
 	if err == nil {
-		err = p.checkExists(cfg.Tables, version)
+		err = p.checkExists(cfg, version)
 	}
 	if !x.note("publication", err, "%s exists", p.name) {
 		x.sample(ctx, c, cfg.Tables)
@@ -161,7 +161,7 @@ func (x *examination) publication(ctx context.Context, c *control, version int) 
 	if x.note("partitions", p.checkRoot(), "published under their table's name") { // else partitions are all that is listed
 		x.note("tables", p.checkTables(cfg.Tables), "%s", strings.Join(p.tables, ", "))
 	}
-	x.note("columns", c.checkColumns(ctx, cfg.Publication, version), "each table has those that the relay reads")
+	x.note("columns", c.checkColumns(ctx, cfg, version), "each table has those that the relay reads")
 	x.sample(ctx, c, p.tables)
 }
 
@@ -238,7 +238,12 @@ JOIN pg_attribute a ON a.attrelid = k.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE t.pubname = $1`
 
 // checkColumns reads what the stream will say of the tables from the catalogue, and checks it in the same way.
-func (c *control) checkColumns(ctx context.Context, publication string, version int) error {
+func (c *control) checkColumns(ctx context.Context, cfg *Config, version int) error {
+	publication := cfg.Publication
+	shape, err := c.shape(ctx, cfg)
+	if err != nil {
+		return err
+	}
 	sql := columnsSQL
 	if version >= columnListVersion {
 		sql += " AND a.attname = ANY (t.attnames)"
@@ -260,7 +265,7 @@ func (c *control) checkColumns(ctx context.Context, publication string, version 
 		last.Columns = append(last.Columns, pgoutput.Column{Name: row[2], TypeOID: uint32(oid)})
 	}
 	for _, relation := range relations {
-		if _, err := layoutOf(relation); err != nil {
+		if _, err := shape.layoutOf(relation); err != nil {
 			return err
 		}
 	}
@@ -275,8 +280,7 @@ const sampleRows = 10000
 func (x *examination) sample(ctx context.Context, c *control, tables []string) {
 	x.topics = make(map[string]int)
 	for _, table := range tables {
-		rows, err := c.rows(ctx, "SELECT topic, max(octet_length(payload)) FROM (SELECT topic, payload FROM "+
-			quoteTable(table)+" LIMIT "+strconv.Itoa(sampleRows)+") s GROUP BY 1")
+		rows, err := c.rows(ctx, x.relay.cfg.shape.sampleSQL(table))
 		if err != nil {
 			continue
 		}

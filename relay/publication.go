@@ -45,12 +45,12 @@ func (c *control) publication(ctx context.Context, name string) (p publicationSt
 	return p, nil
 }
 
-func (p publicationState) checkExists(tables []string, version int) error {
+func (p publicationState) checkExists(cfg *Config, version int) error {
 	if p.exists {
 		return nil
 	}
 	return &fatalError{fmt.Errorf("publication %s does not exist", p.name),
-		"before the slot is made: " + createPublicationSQL(p.name, tables, version)}
+		"before the slot is made: " + createPublicationSQL(p.name, cfg.Tables, cfg.shape.columnList(), version)}
 }
 
 func (p publicationState) set(problem, option string) error {
@@ -100,12 +100,12 @@ func (p publicationState) checkTables(wanted []string) error {
 	return nil
 }
 
-func createPublicationSQL(name string, tables []string, version int) string {
+func createPublicationSQL(name string, tables []string, columns string, version int) string {
 	list := make([]string, len(tables))
 	for i, table := range tables {
 		list[i] = quoteTable(table)
-		if version >= columnListVersion {
-			list[i] += " (" + columnList() + ")"
+		if version >= columnListVersion && columns != "" {
+			list[i] += " (" + columns + ")"
 		}
 	}
 	if len(list) == 0 {

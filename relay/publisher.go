@@ -31,7 +31,9 @@ type publisher struct {
 
 	acknowledged atomic.Int64 // records, for telling a stall from an idle stream
 
+	shape     *shape
 	names     names
+	topicName []byte // scratch
 	lastTopic *topic
 	unpushed  bool   // records were produced since the last push
 	mark      []byte // of the replay header; nil for rows of the WAL, which have none
@@ -43,7 +45,7 @@ type publisher struct {
 
 // newPublisher returns the publisher of a session; the caller sets kafka and calls end.
 func newPublisher(ctx context.Context, r *Relay) *publisher {
-	p := &publisher{relay: r, log: r.log, metrics: r.metrics, tracker: new(tracker), names: make(names)}
+	p := &publisher{relay: r, log: r.log, metrics: r.metrics, tracker: new(tracker), shape: &r.cfg.shape, names: make(names)}
 	p.life, p.end = context.WithCancelCause(context.WithoutCancel(ctx))
 	p.suspects, p.doomed = r.verdicts()
 	return p
@@ -83,11 +85,11 @@ func (p *publisher) publish(ctx context.Context, l *layout, tuple pgoutput.Tuple
 func (p *publisher) compose(ctx context.Context, r *row, tuple pgoutput.Tuple) error {
 	l := r.layout
 	r.dead = false
-	copy(r.id[:], tuple[l.index[fieldEventID]].Data)
+	r.id = l.identity(tuple)
 	if no, doomed := p.doomed[r.id]; doomed {
 		return no
 	}
-	if err := p.chooseTopic(ctx, tuple[l.index[fieldTopic]].Data); err != nil {
+	if err := p.chooseTopic(ctx, l.topicOf(&p.topicName, tuple)); err != nil {
 		if errors.Is(context.Cause(ctx), errStopped) {
 			return errStopped
 		}

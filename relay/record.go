@@ -1,27 +1,15 @@
 package relay
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"strconv"
-	"strings"
-	"time"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/relay/pgoutput"
-)
-
-// The headers of an event's record, as ARCHITECTURE names them on the wire.
-const (
-	headerEventID          = "event_id"
-	headerEventType        = "event_type"
-	headerAggregateType    = "aggregate_type"
-	headerAggregateVersion = "aggregate_version"
-	headerOccurredAt       = "occurred_at"
-	headerCommittedAt      = "committed_at"
-	headerContentType      = "content-type"
 )
 
 // row is one outbox row on its way: the record, and what its acknowledgement concerns.
@@ -67,66 +55,44 @@ const (
 	fields
 )
 
-// Type OIDs of pg_type; they are the same in every database.
-const (
-	oidBytea       = 17
-	oidInt8        = 20
-	oidText        = 25
-	oidVarchar     = 1043
-	oidTimestamptz = 1184
-	oidUUID        = 2950
-	oidJSONB       = 3802
-)
-
-// columns is what an outbox table must have.
-var columns = [fields]struct {
-	name string
-	typ  string
-	oid  uint32
-}{
-	fieldEventID:          {"event_id", "uuid", oidUUID},
-	fieldTopic:            {"topic", "text", oidText},
-	fieldAggregateType:    {"aggregate_type", "text", oidText},
-	fieldAggregateID:      {"aggregate_id", "text", oidText},
-	fieldAggregateVersion: {"aggregate_version", "bigint", oidInt8},
-	fieldEventType:        {"event_type", "text", oidText},
-	fieldContentType:      {"content_type", "text", oidText},
-	fieldPayload:          {"payload", "bytea", oidBytea},
-	fieldHeaders:          {"headers", "jsonb", oidJSONB},
-	fieldCreatedAt:        {"created_at", "timestamptz", oidTimestamptz},
-}
-
-// columnList is the columns' names as a publication lists them.
-func columnList() string {
-	list := make([]string, fields)
-	for i, c := range columns {
-		list[i] = c.name
-	}
-	return strings.Join(list, ", ")
-}
-
 // layout says where in a table's rows each field stands.
 type layout struct {
-	table string // schema.table
-	index [fields]int
-	width int
+	*shape
+	table  string         // schema.table
+	source []byte         // the same as a path
+	index  [fields]int    // -1: the table has no such field
+	types  [fields]uint32 // OIDs
+	width  int
+	extras []extra
+}
+
+// extra is a column that becomes a header.
+type extra struct {
+	name string
+	at   int
+	oid  uint32
 }
 
 // layoutOf reads a table's description. An error is a *fatalError: no reading on helps.
-func layoutOf(r pgoutput.Relation) (*layout, error) {
-	l := &layout{table: r.Namespace + "." + r.Name, width: len(r.Columns)}
-	for f, want := range columns {
+func (s *shape) layoutOf(r pgoutput.Relation) (*layout, error) {
+	l := &layout{shape: s, table: r.Namespace + "." + r.Name, source: []byte("/" + r.Namespace + "/" + r.Name), width: len(r.Columns)}
+	taken := make([]bool, len(r.Columns))
+	for f, want := range s.columns {
 		l.index[f] = -1
+		if want.name == "" {
+			continue
+		}
 		for i, c := range r.Columns {
 			if c.Name != want.name {
 				continue
 			}
-			if c.TypeOID != want.oid && !(want.oid == oidText && c.TypeOID == oidVarchar) {
-				return nil, &fatalError{
-					err: fmt.Errorf("column %s of %s has type OID %d", c.Name, l.table, c.TypeOID),
-					fix: "make it a " + want.typ + ", or take the table out of the publication"}
+			if oid := s.resolved(c.TypeOID); slices.Contains(want.oids, oid) {
+				l.index[f], l.types[f], taken[i] = i, oid, true
+				break
 			}
-			l.index[f] = i
+			return nil, &fatalError{
+				err: fmt.Errorf("column %s of %s has type OID %d", c.Name, l.table, c.TypeOID),
+				fix: "make it a " + want.typ + ", or take the table out of the publication"}
 		}
 		if l.index[f] < 0 {
 			return nil, &fatalError{
@@ -134,7 +100,49 @@ func layoutOf(r pgoutput.Relation) (*layout, error) {
 				fix: "add " + want.name + " " + want.typ + " to the table and the publication's column list, or take the table out of the publication"}
 		}
 	}
+	if !s.extras {
+		return l, nil
+	}
+	for i, c := range r.Columns {
+		if taken[i] {
+			continue
+		}
+		e := extra{c.Name, i, s.resolved(c.TypeOID)}
+		if !hasText(e.oid) {
+			return nil, &fatalError{
+				err: fmt.Errorf("column %s of %s has type OID %d, which cannot be a header", c.Name, l.table, c.TypeOID),
+				fix: "make it a text, or leave it out of the publication's column list"}
+		}
+		l.extras = append(l.extras, e)
+	}
 	return l, nil
+}
+
+// at returns the bytes of a field as they are; nil when it is NULL or the table has no such field.
+func (l *layout) at(tuple pgoutput.Tuple, f field) []byte {
+	if i := l.index[f]; i >= 0 {
+		return tuple[i].Data
+	}
+	return nil
+}
+
+// topicOf returns the name of a row's topic, maybe in scratch. A record of someone else's making names its own.
+func (l *layout) topicOf(scratch *[]byte, tuple pgoutput.Tuple) []byte {
+	if l.index[fieldTopic] >= 0 && len(l.at(tuple, fieldEventType)) == 0 {
+		return l.at(tuple, fieldTopic)
+	}
+	return l.topic.name(scratch, l, tuple)
+}
+
+// identity is a row's event id; an id that is no UUID stands for its digest.
+func (l *layout) identity(tuple pgoutput.Tuple) (id eventID) {
+	data := l.at(tuple, fieldEventID)
+	if l.types[fieldEventID] != oidUUID {
+		sum := sha256.Sum256(data)
+		data = sum[:]
+	}
+	copy(id[:], data)
+	return id
 }
 
 // values checks a row's shape once, so that the fields can be taken without checks.
@@ -143,27 +151,32 @@ func (l *layout) values(tuple pgoutput.Tuple) error {
 		return fmt.Errorf("%w: %d columns in a row of %s that has %d", pgoutput.ErrMalformed, len(tuple), l.table, l.width)
 	}
 	for f, at := range l.index {
+		if at < 0 {
+			continue
+		}
 		switch v := tuple[at]; v.Format {
 		case pgoutput.FormatNull:
 			// Only the payload may be NULL; elsewhere it is the empty text, number or object.
 		case pgoutput.FormatBinary:
-			if size := fixedSize(field(f)); size > 0 && len(v.Data) != size {
-				return fmt.Errorf("%w: %d bytes in column %s of %s", pgoutput.ErrMalformed, len(v.Data), columns[f].name, l.table)
+			if size := fixedSize(l.types[f]); size > 0 && len(v.Data) != size {
+				return fmt.Errorf("%w: %d bytes in column %s of %s", pgoutput.ErrMalformed, len(v.Data), l.columns[f].name, l.table)
 			}
 		default:
-			return fmt.Errorf("%w: format %q in column %s of %s", pgoutput.ErrMalformed, byte(v.Format), columns[f].name, l.table)
+			return fmt.Errorf("%w: format %q in column %s of %s", pgoutput.ErrMalformed, byte(v.Format), l.columns[f].name, l.table)
 		}
 	}
 	return nil
 }
 
-// fixedSize returns the size of a field's binary form, 0 if it varies.
-func fixedSize(f field) int {
-	switch f {
-	case fieldEventID:
+// fixedSize returns the size of a type's binary form, 0 if it varies.
+func fixedSize(oid uint32) int {
+	switch oid {
+	case oidUUID:
 		return 16
-	case fieldAggregateVersion, fieldCreatedAt:
+	case oidInt8, oidTimestamptz:
 		return 8
+	case oidInt4:
+		return 4
 	}
 	return 0
 }
@@ -196,73 +209,67 @@ func appendUUID(dst, id []byte) []byte {
 // both name one, the column of that name wins, but for occurred_at, where the emitter knows better
 // than created_at. A row without is a record of someone else's making and goes out as it is; only its
 // content type is added if it has one and its headers do not say.
-func (l *layout) fill(r *row, tuple pgoutput.Tuple, x *transaction, known names) error {
-	at := func(f field) pgoutput.Value { return tuple[l.index[f]] }
-	contentType := at(fieldContentType).Data
-	eventType := at(fieldEventType).Data
-	isEvent := len(eventType) > 0
-	text := r.text[:0]
-	headers := r.headers[:0]
-	if isEvent {
-		text = appendUUID(text, at(fieldEventID).Data)
-		id := text
-		text = strconv.AppendInt(text, int64Of(at(fieldAggregateVersion)), 10)
-		headers = append(headers, header(headerEventID, id), header(headerEventType, eventType),
-			header(headerAggregateType, at(fieldAggregateType).Data),
-			header(headerAggregateVersion, text[len(id):]),
-			header(headerCommittedAt, x.committedAt))
+func (l *layout) fill(r *row, tuple pgoutput.Tuple, x *transaction, known names) (err error) {
+	h := heading{layout: l, tuple: tuple, x: x, known: known, text: r.text[:0], headers: r.headers[:0]}
+	switch {
+	case len(l.at(tuple, fieldEventType)) == 0 && !l.shape.extras:
+		err = h.asItIs()
+	case l.headers == HeadersCloudEvents:
+		err = h.cloudEvents()
+	case l.headers == HeadersDebezium:
+		err = h.debezium()
+	default:
+		err = h.converge()
 	}
-	hasOccurred, hasContentType := false, false
-	doc, err := headersText(at(fieldHeaders).Data)
 	if err != nil {
 		return err
 	}
-	if doc != nil {
-		members, err := openObject(doc)
-		for err == nil {
-			var key, value []byte
-			var more bool
-			if key, value, more, err = members.member(); !more {
-				break
-			}
-			name := known.of(key)
-			switch name {
-			case headerOccurredAt:
-				hasOccurred = true
-			case headerContentType:
-				if isEvent && len(contentType) > 0 {
-					continue
-				}
-				hasContentType = true
-			case headerEventID, headerEventType, headerAggregateType, headerAggregateVersion, headerCommittedAt:
-				if isEvent {
-					continue
-				}
-			}
-			headers = append(headers, header(name, value))
-		}
-		if err != nil {
-			return err
-		}
+	key, err := l.key(&h)
+	if err != nil {
+		return err
 	}
-	if isEvent && !hasOccurred {
-		start := len(text)
-		text = pgoutput.Time(int64Of(at(fieldCreatedAt))).AppendFormat(text, time.RFC3339Nano)
-		headers = append(headers, header(headerOccurredAt, text[start:]))
-	}
-	if len(contentType) > 0 && !hasContentType {
-		headers = append(headers, header(headerContentType, contentType))
-	}
-	r.headers = headers
+	r.headers = h.headers
 	r.record = kgo.Record{
-		Key:       at(fieldAggregateID).Data,
-		Value:     at(fieldPayload).Data,
-		Headers:   headers,
+		Key:       key,
+		Value:     l.payload(tuple),
+		Headers:   h.headers,
 		Timestamp: x.committed,
 		Topic:     r.topic.name,
 	}
 	return nil
 }
+
+// key is the aggregate's id as text.
+func (l *layout) key(h *heading) ([]byte, error) {
+	switch oid := l.types[fieldAggregateID]; oid {
+	case oidText, oidVarchar:
+		return l.at(h.tuple, fieldAggregateID), nil
+	default:
+		return h.textOf(oid, h.tuple[l.index[fieldAggregateID]])
+	}
+}
+
+// payload is the value's bytes; jsonb has its version in front.
+func (l *layout) payload(tuple pgoutput.Tuple) []byte {
+	data := l.at(tuple, fieldPayload)
+	if l.types[fieldPayload] == oidJSONB && len(data) > 0 {
+		return data[1:]
+	}
+	return data
+}
+
+// contentType is what the row says of its payload, or the payload's type does.
+func (l *layout) contentType(tuple pgoutput.Tuple) []byte {
+	if l.index[fieldContentType] >= 0 {
+		return l.at(tuple, fieldContentType)
+	}
+	if t := l.types[fieldPayload]; t == oidJSONB || t == oidJSON {
+		return contentTypeJSON
+	}
+	return nil
+}
+
+var contentTypeJSON = []byte("application/json")
 
 // recordSize returns an upper bound of what a batch of this record alone takes on the wire.
 func recordSize(r *kgo.Record) int {

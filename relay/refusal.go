@@ -49,9 +49,8 @@ func (r *refusal) poison() bool {
 
 // refuse makes the refusal of a row that is not a record yet.
 func (l *layout) refuse(tuple pgoutput.Tuple, reason string, err error) error {
-	r := &refusal{reason: reason, table: l.table, topic: string(tuple[l.index[fieldTopic]].Data), err: err}
-	copy(r.id[:], tuple[l.index[fieldEventID]].Data)
-	return r
+	var scratch []byte
+	return &refusal{reason: reason, table: l.table, topic: string(l.topicOf(&scratch, tuple)), err: err, id: l.identity(tuple)}
 }
 
 // refuse makes the refusal of a record by Kafka.
@@ -153,13 +152,22 @@ func (p *publisher) bury(ctx context.Context, r *row, tuple pgoutput.Tuple, no *
 		}
 		return fmt.Errorf("looking up the dead-letter topic: %w", err)
 	}
-	at := func(f field) []byte { return tuple[r.layout.index[f]].Data }
-	payload := at(fieldPayload)
+	at := func(f field) []byte { return r.layout.at(tuple, f) }
+	h := heading{layout: r.layout, tuple: tuple}
+	id, err := h.id()
+	if err != nil {
+		return err
+	}
+	key, err := r.layout.key(&h)
+	if err != nil {
+		return err
+	}
+	payload := r.layout.payload(tuple)
 	r.topic, r.dead = to, true
 	r.headers = append(r.headers[:0],
-		header(headerEventID, []byte(no.id.String())),
+		header(headerEventID, id),
 		header(headerEventType, at(fieldEventType)),
-		header(headerContentType, at(fieldContentType)),
+		header(headerContentType, r.layout.contentType(tuple)),
 		header(headerOriginTopic, []byte(no.topic)),
 		header(headerOriginTable, []byte(no.table)),
 		header(headerErrorClass, []byte(no.reason)),
@@ -167,7 +175,7 @@ func (p *publisher) bury(ctx context.Context, r *row, tuple pgoutput.Tuple, no *
 		header(headerCommitLSN, []byte(r.transaction.lsn.String())),
 		header(headerOrdinal, strconv.AppendInt(nil, r.transaction.skipped+r.transaction.sent, 10)),
 		header(headerPayloadBytes, strconv.AppendInt(nil, int64(len(payload)), 10)))
-	r.record = kgo.Record{Key: at(fieldAggregateID), Value: payload, Headers: r.headers, Timestamp: r.transaction.committed, Topic: to.name}
+	r.record = kgo.Record{Key: key, Value: payload, Headers: r.headers, Timestamp: r.transaction.committed, Topic: to.name}
 	if recordSize(&r.record) > to.limit {
 		r.record.Value = nil
 	}

@@ -50,6 +50,9 @@ func Replay(ctx context.Context, cfg Config, which Range) (n int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	if r.cfg.Preset != PresetConverge {
+		return 0, &fatalError{fmt.Errorf("tables of preset %s have no order of insertion", r.cfg.Preset), "replay from tables of preset converge alone"}
+	}
 	c, err := openControl(ctx, r.cfg.DatabaseURL)
 	if err != nil {
 		return 0, err
@@ -100,7 +103,7 @@ func (p *publisher) publishTables(ctx context.Context, c *control, memory *arena
 }
 
 func (p *publisher) publishTable(ctx context.Context, c *control, memory *arenas, table string, which Range) error {
-	sql, args := tableSQL(table, which)
+	sql, args := tableSQL(p.shape.columnList(), table, which)
 	binary := []int16{pgFormatBinary}
 	result := c.pg.ExecParams(ctx, sql, args, nil, nil, binary)
 	err := p.publishRows(ctx, result, memory, table)
@@ -108,7 +111,7 @@ func (p *publisher) publishTable(ctx context.Context, c *control, memory *arenas
 		err = closed
 	}
 	if sqlState(err) == stateUndefinedColumn || sqlState(err) == stateUndefinedTable {
-		return &fatalError{err, "name outbox tables, which have the columns " + columnList() + " and seq, the order of insertion"}
+		return &fatalError{err, "name outbox tables, which have the columns " + p.shape.columnList() + " and seq, the order of insertion"}
 	}
 	return err
 }
@@ -123,7 +126,7 @@ func (p *publisher) publishRows(ctx context.Context, result *pgconn.ResultReader
 	for result.NextRow() {
 		if l == nil {
 			var err error
-			if l, err = layoutOf(relationOf(table, result.FieldDescriptions())); err != nil {
+			if l, err = p.shape.layoutOf(relationOf(table, result.FieldDescriptions())); err != nil {
 				return err
 			}
 		}
@@ -172,9 +175,9 @@ func relationOf(table string, columns []pgconn.FieldDescription) pgoutput.Relati
 
 // tableSQL asks for the rows of a table in the range. Rows of one aggregate are numbered in the order of
 // their commits, because their transactions wait for one another.
-func tableSQL(table string, which Range) (sql string, args [][]byte) {
+func tableSQL(columns, table string, which Range) (sql string, args [][]byte) {
 	condition, args := which.condition()
-	return "SELECT " + columnList() + "\nFROM " + quoteTable(table) + condition + "\nORDER BY seq", args
+	return "SELECT " + columns + "\nFROM " + quoteTable(table) + condition + "\nORDER BY seq", args
 }
 
 // condition is the range as SQL behind a table's name, "" for all rows.

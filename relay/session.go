@@ -128,6 +128,9 @@ func (s *session) open(ctx context.Context) (err error) {
 	if s.control, err = openControl(ctx, cfg.DatabaseURL); err != nil {
 		return err
 	}
+	if s.shape, err = s.control.shape(ctx, cfg); err != nil {
+		return err
+	}
 	s.checkpoints = newCheckpoints(s.kafka, s.relay, s.end)
 	if err = s.makeBackfilledSlot(ctx); err != nil {
 		return err
@@ -310,7 +313,7 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 		if err != nil {
 			return err
 		}
-		l, err := layoutOf(relation)
+		l, err := s.shape.layoutOf(relation)
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"converge/relay"
@@ -21,7 +22,10 @@ func (relayCmds) Help() string { return "The flags of the relay itself: converge
 // relayFlags say what to relay, from where and to where: all commands around one relay take the same.
 type relayFlags struct {
 	connection
+	Preset         string   `enum:"converge,debezium" default:"converge" help:"What the tables' columns are called: ${enum}, the one that Debezium's outbox event router reads."`
 	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
+	Topic          string   `placeholder:"TEMPLATE" help:"Topic of a row: text with names of text columns in braces; {topic}, or outbox.event.{aggregatetype} as Debezium does."`
+	Headers        string   `enum:"converge,cloudevents,debezium," default:"" help:"What headers are called: ${enum}; as the preset by default."`
 	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
 	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
 	OnMissingSlot  string   `enum:"fail,create,backfill" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood; backfill sends the rows that are older first."`
@@ -41,10 +45,14 @@ func (f *relayFlags) config() (relay.Config, error) {
 	}
 	tables := f.Table
 	if len(tables) == 0 {
+		if f.Preset != string(relay.PresetConverge) {
+			return relay.Config{}, usageError{fmt.Errorf("no table: say --table SCHEMA.TABLE, the services' are none of preset %s", f.Preset)}
+		}
 		tables = outboxTables()
 	}
 	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Slot: f.Slot, Publication: f.Publication,
-		Tables: tables, OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
+		Preset: relay.Preset(f.Preset), Headers: relay.Headers(f.Headers), Topic: f.Topic, Tables: tables,
+		OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
 		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce}, nil
 }
 

@@ -24,16 +24,16 @@ var namespace = uuid.MustParse("6a1f3f0e-53a7-5b9c-8f0d-0c6f1a1f7f31")
 func (e *Event) Identify() {
 	e.ID = e.identity()
 	e.Type = e.first("event_type", "ce_type", "eventType")
-	e.AggregateType = e.first("aggregate_type")
+	e.AggregateType = e.first("aggregate_type", "ce_aggregatetype")
 	e.AggregateID = e.first("aggregate_id", "ce_subject")
 	if e.AggregateID == "" {
 		e.AggregateID = string(e.Key)
 	}
-	e.AggregateVersion, _ = strconv.ParseInt(e.first("aggregate_version"), 10, 64) // 0 when it says none
+	e.AggregateVersion, _ = strconv.ParseInt(e.first("aggregate_version", "ce_aggregateversion"), 10, 64) // 0 when it says none
 	e.OccurredAt = parseTime(e.first("occurred_at", "ce_time"))
-	e.CommittedAt = parseTime(e.first("committed_at"))
-	e.CorrelationID = e.first("correlation_id")
-	e.CausationID = e.first("causation_id")
+	e.CommittedAt = parseTime(e.first("committed_at", "ce_committedat"))
+	e.CorrelationID = e.first("correlation_id", "ce_correlationid")
+	e.CausationID = e.first("causation_id", "ce_causationid")
 	e.Traceparent = e.first("traceparent", "ce_traceparent")
 	e.ContentType = e.first("content-type", "datacontenttype", "ce_datacontenttype")
 }
