@@ -148,6 +148,9 @@ func (c Config) withDefaults() (Config, error) {
 	default:
 		complain("OnMissingSlot %q is not %q, %q or %q", c.OnMissingSlot, FailOnMissingSlot, CreateMissingSlot, BackfillMissingSlot)
 	}
+	if c.OnMissingSlot == BackfillMissingSlot && c.Preset != PresetConverge {
+		complain("OnMissingSlot %q needs an order of insertion, which tables of preset %s do not have", c.OnMissingSlot, c.Preset)
+	}
 	if c.BufferBytes == 0 {
 		c.BufferBytes = defaultBufferBytes
 	}

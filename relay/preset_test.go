@@ -249,7 +249,10 @@ func TestAConfigurationThatNamesNoTopicIsRefused(t *testing.T) {
 			t.Errorf("%s %q: %v, want %q", c.preset, c.topic, err, c.says)
 		}
 	}
-	if _, err := relay.New(relay.Config{DatabaseURL: "postgres://x", Brokers: []string{"x:1"}, Headers: "http"}); err == nil {
-		t.Error("headers that nobody knows are taken")
+	for _, cfg := range []relay.Config{{Headers: "http"}, {Preset: relay.PresetDebezium, OnMissingSlot: relay.BackfillMissingSlot}} {
+		cfg.DatabaseURL, cfg.Brokers = "postgres://x", []string{"x:1"}
+		if _, err := relay.New(cfg); err == nil {
+			t.Errorf("%+v is taken", cfg)
+		}
 	}
 }
