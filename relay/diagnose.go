@@ -64,6 +64,8 @@ type examination struct {
 	relay    *Relay
 	findings []Finding
 	topics   map[string]int // that the rows name → bytes of the largest payload seen for it
+	server   identity       // the zero identity if it could not be asked
+	position pgoutput.LSN   // of the slot, 0 if there is none
 }
 
 // note adds a finding by what a check returned: nil is found as it should be.
@@ -135,8 +137,8 @@ func (x *examination) database(ctx context.Context) {
 	}
 	x.note("wal_level", s.checkWALLevel(), "logical")
 	x.note("role", s.checkRole(), "%s may replicate", s.role)
-	system, err := checkReplication(ctx, cfg.DatabaseURL)
-	x.note("replication connection", err, "pg_hba.conf admits it; system %s", system)
+	x.server, err = checkReplication(ctx, cfg.DatabaseURL)
+	x.note("replication connection", err, "pg_hba.conf admits it; system %s", x.server.System)
 	x.publication(ctx, c, s.version)
 	x.slot(ctx, c, s)
 	x.note("wal_sender_timeout", nil, "%s for the relay's own connection (the server's is %s)", walSenderTimeout, s.senderTimeout)
@@ -179,6 +181,7 @@ func (x *examination) slot(ctx context.Context, c *control, s serverState) {
 	default:
 		x.note("slot", slot.check(cfg.Slot, false), "%s exists, nobody reads it", cfg.Slot)
 	}
+	x.position, _ = pgoutput.ParseLSN(slot.confirmed) // "" without a slot
 	if slot.exists && slot.walStatus != "lost" {
 		x.note("wal_status", slot.checkRoom(), "%s, %s of WAL retained", slot.walStatus, bytesText(slot.retainedBytes))
 	}
@@ -212,18 +215,17 @@ func (c *control) identity(ctx context.Context) (string, error) {
 }
 
 // checkReplication opens a connection as the stream's, and returns which system answered.
-func checkReplication(ctx context.Context, databaseURL string) (system string, err error) {
+func checkReplication(ctx context.Context, databaseURL string) (server identity, err error) {
 	cfg, err := replicationConfig(databaseURL)
 	if err != nil {
-		return "", err
+		return server, err
 	}
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return "", certificateRefused(fmt.Errorf("connecting for replication: %w", err))
+		return server, certificateRefused(fmt.Errorf("connecting for replication: %w", err))
 	}
 	defer closeQuietly(pg)
-	server, err := identify(ctx, pg)
-	return server.System, err
+	return identify(ctx, pg)
 }
 
 const columnsSQL = `

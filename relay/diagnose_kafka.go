@@ -5,25 +5,30 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
 )
 
+const unreachedKafka = "start Kafka, or correct the addresses of the brokers, and whether they want TLS or a login"
+
 func (x *examination) kafka(ctx context.Context) {
-	cfg := &x.relay.cfg
-	k, err := newKafka(cfg, x.relay.metrics)
+	cfg := x.relay.cfg
+	cfg.ExactlyOnce = false // nothing is produced, and the relay that runs must not be fenced off
+	k, err := newKafka(&cfg, x.relay.metrics)
 	if err != nil {
 		x.note("kafka", &fatalError{err, "correct the Kafka options"}, "")
 		return
 	}
 	defer k.client.Close()
 	if err := k.ping(ctx); err != nil {
-		x.note("kafka", unreached(err, "start Kafka, or correct the addresses of the brokers, and whether they want TLS or a login"), "")
+		x.note("kafka", unreached(err, unreachedKafka), "")
 		return
 	}
 	asking, cancel := context.WithTimeout(ctx, adminTimeout)
@@ -36,6 +41,31 @@ func (x *examination) kafka(ctx context.Context) {
 	x.note("kafka security", err, "%s", security)
 	x.eventTopics(asking, k)
 	x.deadLetterTopic(asking, k)
+	x.checkpoint(ctx, k)
+}
+
+// checkpoint holds the slot against the checkpoint as a session does that begins.
+func (x *examination) checkpoint(ctx context.Context, k *kafka) {
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	c := newCheckpoints(k, x.relay, nil)
+	c.log = slog.New(slog.DiscardHandler)
+	exists, err := k.checkTopic(ctx, c.topic)
+	if err == nil && exists {
+		c.last, c.exists, err = readCheckpoint(ctx, c.cfg, c.topic)
+	}
+	var fatal *fatalError
+	switch {
+	case !exists && errors.As(err, &fatal) && !x.relay.cfg.ExactlyOnce && x.relay.cfg.OnMissingSlot != BackfillMissingSlot:
+		err = &advice{fatal.err, "create topic " + c.topic + " with one partition and cleanup.policy=compact; without it a slot that somebody moves is not found out"}
+	case err == nil && c.exists && x.position != 0 && x.server != (identity{}):
+		err = c.judge(x.server, x.position)
+	}
+	if c.exists {
+		x.note("checkpoint", err, "%s, written %s", c.last.Confirmed, c.last.At.Format(time.RFC3339))
+		return
+	}
+	x.note("checkpoint", err, "none yet; the relay writes it to %s", c.topic)
 }
 
 // security says how the client reaches the brokers.

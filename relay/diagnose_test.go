@@ -90,7 +90,7 @@ func TestDiagnosisNamesEachTrouble(t *testing.T) {
 		"nobody at Kafka": {prepare: []string{goodPublication}, change: func(c *relay.Config) { c.Brokers = []string{"127.0.0.1:1"} },
 			want: map[string]relay.Level{"kafka": relay.Fail}},
 		"topic missing": {prepare: []string{goodPublication, eventFor("absent", "1")}, change: func(c *relay.Config) { c.NoCreateTopics = true },
-			want: map[string]relay.Level{"topic absent": relay.Fail, "dead letters": relay.Warn}},
+			want: map[string]relay.Level{"topic absent": relay.Fail, "dead letters": relay.Warn, "checkpoint": relay.Warn}},
 		"topic of no name": {prepare: []string{goodPublication, eventFor("a b", "1")},
 			want: map[string]relay.Level{"topic a b": relay.Warn}},
 		"payload over the limit": {prepare: []string{goodPublication, eventFor("small", strings.Repeat("x", 5000))},
@@ -179,6 +179,29 @@ func TestDiagnosisRunsBesideTheRelay(t *testing.T) {
 	}
 }
 
+// TestDiagnosisFindsASlotThatWasMovedByHand by the checkpoint, as the relay itself would.
+func TestDiagnosisFindsASlotThatWasMovedByHand(t *testing.T) {
+	t.Parallel()
+	address, kafka := outboxDatabase(t), startBroker(t)
+	cfg := config(address, kafka)
+	subject := startReady(t, cfg)
+	conn := connect(t, address)
+	insertRow(t, conn, "orders", "k", "1")
+	kafka.reader(t, "orders").next(t)
+	if err := subject.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if f := diagnosis(t, cfg)["checkpoint"]; f.Level != relay.OK || !strings.Contains(f.Found, "written") {
+		t.Errorf("before: %+v", f)
+	}
+	insertRow(t, conn, "orders", "k", "2")
+	execute(t, conn, "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())", cfg.Slot)
+	want := map[string]relay.Level{"checkpoint": relay.Fail}
+	if diff := cmp.Diff(want, faults(t, cfg)); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
+	}
+}
+
 func TestStatusFollowsTheSlotsLife(t *testing.T) {
 	t.Parallel()
 	address, kafka := outboxDatabase(t), startBroker(t)
@@ -209,6 +232,9 @@ func TestStatusFollowsTheSlotsLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	execute(t, conn, "SELECT pg_logical_emit_message(false, 'x', repeat('x', 100000))")
+	if s := inspect(); s.Checkpoint == nil || s.Checkpoint.Confirmed == "" || s.Checkpoint.System == "" || s.Checkpoint.Covered.IsZero() {
+		t.Errorf("after a row was published, the checkpoint is %+v", s.Checkpoint)
+	}
 	eventually(t, "the lag grows", func() error {
 		if s := inspect(); s.Active || s.Healthy() || s.LagBytes < 100000 {
 			return fmt.Errorf("%+v", s)

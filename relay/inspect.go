@@ -2,9 +2,12 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
 )
 
 // Status is one look at a relay from outside: what the database says of its slot. Sizes are bytes of WAL.
@@ -33,8 +36,24 @@ type Status struct {
 	// SafeBytes can still be written before the slot is invalidated; nil: no limit is set.
 	SafeBytes *int64 `json:"safe_wal_bytes,omitempty"`
 
+	// Checkpoint is what the relay last wrote of itself into Kafka, nil when there is none.
+	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
+
 	// Problems are why the relay is not healthy, each with its fix; none: it is.
 	Problems []Finding `json:"problems"`
+}
+
+// Checkpoint says, in Kafka, up to where the WAL is in Kafka.
+type Checkpoint struct {
+	Confirmed string `json:"confirmed_lsn"`
+	System    string `json:"system_identifier"`
+	Timeline  int    `json:"timeline"`
+	// At is when it was written, Covered when the last transaction before it committed that had rows, zero
+	// if none is known.
+	At      time.Time `json:"at"`
+	Covered time.Time `json:"covered_at,omitzero"`
+	// Pending means that a backfill is not finished.
+	Pending bool `json:"backfill_pending,omitempty"`
 }
 
 // Healthy reports whether a relay reads the slot and the slot can be read on.
@@ -85,7 +104,25 @@ func Inspect(ctx context.Context, cfg Config) (Status, error) {
 			}
 		}
 	}
+	s.addCheckpoint(ctx, cfg)
 	return s, nil
+}
+
+// addCheckpoint reads the checkpoint; a Kafka that cannot be asked is a problem.
+func (s *Status) addCheckpoint(ctx context.Context, cfg Config) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	last, exists, err := readCheckpoint(ctx, &cfg, cfg.Slot+checkpointSuffix)
+	switch {
+	case errors.Is(err, kerr.UnknownTopicOrPartition):
+	case err != nil:
+		x := &examination{}
+		x.note("kafka", unreached(kafkaRefused(err), unreachedKafka), "")
+		s.Problems = append(s.Problems, x.findings...)
+	case exists:
+		s.Checkpoint = &Checkpoint{Confirmed: last.Confirmed.String(), System: last.System, Timeline: last.Timeline,
+			At: last.At, Covered: last.Covered, Pending: last.Pending}
+	}
 }
 
 func (s slotState) status(name string) Status {

@@ -111,6 +111,16 @@ func (s shownStatus) print(stdout io.Writer) error {
 			line("room", "%s of WAL until the slot is lost", size(*s.SafeBytes))
 		}
 	}
+	if c := s.Checkpoint; c != nil {
+		text := fmt.Sprintf("%s, written %s", c.Confirmed, c.At.Local().Format(time.DateTime))
+		if !c.Covered.IsZero() {
+			text += ", rows up to " + c.Covered.Local().Format(time.DateTime)
+		}
+		if c.Pending {
+			text += ", backfill not finished"
+		}
+		line("checkpoint", "%s", text)
+	}
 	if s.LagSeconds != nil {
 		line("oldest", "%.1f s: the transaction that has waited longest", *s.LagSeconds)
 	}

@@ -116,11 +116,11 @@ func TestRelayStatusAsksTheRunningRelay(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	url := migratedDatabase(t)
+	url, kafka := migratedDatabase(t), embedded(t)
 	slot := fmt.Sprintf("asked_%d", os.Getpid())
 	execute(t, url, "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
 	ask := func() string {
-		out, _, _ := command("relay", "status", "--database", url, "--brokers", "127.0.0.1:1", "--slot", slot,
+		out, _, _ := command("relay", "status", "--database", url, "--brokers", kafka, "--slot", slot,
 			"--http", strings.TrimPrefix(server.URL, "http://"))
 		return out
 	}
