@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-kafka test-browser check challenge bench bench-relay clean
+.PHONY: help run demo build test test-mutants test-kafka test-browser check challenge bench bench-relay clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -22,9 +22,13 @@ demo: build ## the same with a gentle load, so that every picture moves
 build: ## the binary, bin/converge
 	@$(GO) build -o $(BIN) ./cmd/converge
 
-test: ## every test: real PostgreSQL, embedded Kafka, race detector
-	$(GO) test $(RACE) -p 4 -timeout 15m $$($(GO) list ./... | grep -v /lab/challenge) # they wait more than they work
-	$(GO) test $(RACE) -timeout 15m ./lab/challenge # alone: it judges who was slow because of whom
+test: ## every test of the product: real PostgreSQL, embedded Kafka, race detector
+	$(GO) test $(RACE) -short -p 4 -timeout 15m $$($(GO) list ./... | grep -v /lab/challenge) # they wait more than they work
+	$(GO) test $(RACE) -short -timeout 15m ./lab/challenge # alone: it judges who was slow because of whom
+
+test-mutants: ## every test of the tests: code with faults planted in it, each of which must be found
+	$(GO) test -p 2 -timeout 20m -run 'Planted|Mutant' $$($(GO) list ./... | grep -v /lab/challenge)
+	$(GO) test -timeout 15m -run 'Planted|Mutant' ./lab/challenge
 
 test-kafka: ## the end-to-end tests against a real Apache Kafka (needs Java 17 and Maven, or KAFKA_BROKERS)
 	CONVERGE_TEST_KAFKA=real $(GO) test -timeout 15m -count=1 -run 'Kafka|EndToEnd' ./cmd/converge ./internal/kafkatest

@@ -9,9 +9,6 @@ import (
 
 // The tests of the presets are worth what they catch: each planted fault must be found, for its reason.
 func TestPresetTestsFindPlantedFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package anew")
-	}
 	mutants.Find(t, "converge/relay", []mutants.Fault{
 		{"relay/record.go", "if l.types[fieldPayload] == oidJSONB && len(data) > 0 {",
 			`if l.types[fieldPayload] == oidJSONB && len(data) > 0 && !planted("the version of a jsonb goes out too") {`},

@@ -217,7 +217,7 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 }
 
 // The test is worth what it catches.
-func TestSecretsThatAreShownAreReported(t *testing.T) {
+func TestSecretsThatPlantedFaultsShowAreReported(t *testing.T) {
 	const auth, redact = "internal/kafkaauth/kafkaauth.go", "internal/database/database.go"
 	mutants.Find(t, "converge/cmd/converge", []mutants.Fault{
 		{File: auth, Old: `	if s == "" {

@@ -34,8 +34,5 @@ var verdicts = map[string]mutants.Verdict{
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.
 func TestTheTestsFindPlantedFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package anew")
-	}
 	mutants.Find(t, "converge/consumers/analytics", faults, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
 }

@@ -52,9 +52,6 @@ var verdicts = map[string]mutants.Verdict{
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.
 func TestTestsFindPlantedFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package anew")
-	}
 	t.Parallel()
 	mutants.Find(t, "converge/consumers/group", plants, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
 }

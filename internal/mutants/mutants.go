@@ -90,9 +90,12 @@ func Find(t *testing.T, pkg string, faults []Fault, verdicts map[string]Verdict,
 }
 
 // Build runs go with the arguments, a build or a test -c, on the sources with the faults, and returns the
-// binary.
+// binary. In short mode a test with faults is skipped.
 func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
 	t.Helper()
+	if testing.Short() && len(faults) > 0 {
+		t.Skip("faults are planted by make test-mutants")
+	}
 	root := moduleRoot(t)
 	texts := map[string]string{}
 	for _, f := range faults {

@@ -16,9 +16,9 @@ func TestConvergeItselfPasses(t *testing.T) {
 
 // With an inbox that calls every event fresh, records that are delivered twice take effect twice. The
 // comparison of versions hides that from the views; the journals show it.
-func TestConvergeWithoutItsInboxFails(t *testing.T) {
+func TestTheMutantWithoutAnInboxFails(t *testing.T) {
 	t.Parallel()
-	inbox := mutants.Fault{File: "consumers/inbox/inbox.go", Old: "\t\tscan(fresh)\n", New: "\t\t_ = fresh\n\t\tscan(ids)\n"}
+	inbox := mutants.Fault{File: "consumers/inbox/inbox.go", Old: "\t\tscan(fresh, forgotten)\n", New: "\t\t_ = fresh\n\t\tscan(ids, forgotten)\n"}
 	report, _ := try(t, mutants.Build(t, []mutants.Fault{inbox}, "build", "converge/cmd/converge"))
 	if got := report.Result(history.PropertyDuplicate); report.Verdict != history.FAIL || got.Verdict != history.FAIL {
 		t.Errorf("verdict %s, %q %s", report.Verdict, history.PropertyDuplicate, got.Verdict)

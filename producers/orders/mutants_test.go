@@ -69,9 +69,6 @@ var verdicts = map[string]string{
 
 // The model is worth what it catches: each planted fault must be found, for its reason.
 func TestModelFindsPlantedFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package anew")
-	}
 	reasons := map[string]mutants.Verdict{}
 	for fault, says := range verdicts {
 		reasons[fault] = mutants.Verdict{Run: "TestEverySagaEndsCompletedOrFullyCompensated", Says: says}

@@ -56,9 +56,6 @@ var verdicts = map[string]mutants.Verdict{
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.
 func TestTestsFindPlantedFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package anew")
-	}
 	t.Parallel()
 	mutants.Find(t, "converge/producers/outbox", plants, verdicts, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
 }
