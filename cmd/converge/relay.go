@@ -21,10 +21,17 @@ func (relayCmds) Help() string { return "The flags of the relay itself: converge
 
 // relayFlags say what to relay, from where and to where: all commands around one relay take the same.
 type relayFlags struct {
+	sharedRelayFlags
+	Topic string `placeholder:"TEMPLATE" help:"Topic of a row: text with names of text columns in braces; {topic}, or outbox.event.{aggregatetype} as Debezium does."`
+}
+
+func (f *relayFlags) config() (relay.Config, error) { return f.configFor(f.Topic) }
+
+// sharedRelayFlags are relayFlags without the template, whose name means something else to replay.
+type sharedRelayFlags struct {
 	connection
 	Preset         string   `enum:"converge,debezium" default:"converge" help:"What the tables' columns are called: ${enum}, the one that Debezium's outbox event router reads."`
 	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
-	Topic          string   `placeholder:"TEMPLATE" help:"Topic of a row: text with names of text columns in braces; {topic}, or outbox.event.{aggregatetype} as Debezium does."`
 	Headers        string   `enum:"converge,cloudevents,debezium," default:"" help:"What headers are called: ${enum}; as the preset by default."`
 	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
 	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
@@ -34,8 +41,8 @@ type relayFlags struct {
 	NoCreateTopics bool     `help:"Leave missing topics missing: the stream waits until somebody creates them."`
 }
 
-// config is the relay that the flags describe.
-func (f *relayFlags) config() (relay.Config, error) {
+// configFor is the relay that the flags describe, with a template of topics.
+func (f *sharedRelayFlags) configFor(template string) (relay.Config, error) {
 	if err := f.connection.check(); err != nil {
 		return relay.Config{}, err
 	}
@@ -51,7 +58,7 @@ func (f *relayFlags) config() (relay.Config, error) {
 		tables = outboxTables()
 	}
 	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Slot: f.Slot, Publication: f.Publication,
-		Preset: relay.Preset(f.Preset), Headers: relay.Headers(f.Headers), Topic: f.Topic, Tables: tables,
+		Preset: relay.Preset(f.Preset), Headers: relay.Headers(f.Headers), Topic: template, Tables: tables,
 		OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
 		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce}, nil
 }

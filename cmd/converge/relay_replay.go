@@ -16,14 +16,15 @@ import (
 )
 
 type relayReplayCmd struct {
-	relayFlags
-	From   string   `placeholder:"TIME|SEQ" help:"The first row: a time of created_at (2026-11-23T10:00:00Z or 2026-11-23, UTC), or a number of the column seq."`
-	To     string   `placeholder:"TIME|SEQ" help:"Where to end; this row itself is not sent."`
-	Topic  []string `help:"Only rows for these topics."`
-	Key    []string `help:"Only rows of these aggregates."`
-	Mark   string   `default:"true" help:"What the header replay says, for consumers to tell."`
-	All    bool     `help:"Send every row there is, when nothing else chooses."`
-	DryRun bool     `help:"Count the rows, and send none."`
+	sharedRelayFlags
+	From     string   `placeholder:"TIME|SEQ" help:"The first row: a time of created_at (2026-11-23T10:00:00Z or 2026-11-23, UTC), or a number of the column seq."`
+	To       string   `placeholder:"TIME|SEQ" help:"Where to end; this row itself is not sent."`
+	Topic    []string `env:"CONVERGE_REPLAY_TOPIC" help:"Only rows for these topics."`
+	Key      []string `help:"Only rows of these aggregates."`
+	Template string   `name:"topic-template" env:"CONVERGE_TOPIC" placeholder:"TEMPLATE" help:"The relay's --topic."`
+	Mark     string   `default:"true" help:"What the header replay says, for consumers to tell."`
+	All      bool     `help:"Send every row there is, when nothing else chooses."`
+	DryRun   bool     `help:"Count the rows, and send none."`
 }
 
 // Help is shown below the flags.
@@ -34,7 +35,7 @@ once; whoever begins again sends everything again.`
 }
 
 func (c *relayReplayCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer, k *kong.Kong) error {
-	config, err := c.config()
+	config, err := c.configFor(c.Template)
 	if err != nil {
 		return err
 	}
