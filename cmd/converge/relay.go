@@ -32,7 +32,7 @@ type sharedRelayFlags struct {
 	connection
 	Preset         string   `enum:"converge,debezium" default:"converge" help:"What the tables' columns are called: ${enum}, the one that Debezium's outbox event router reads."`
 	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
-	Headers        string   `enum:"converge,cloudevents,debezium," default:"" help:"What headers are called: ${enum}; as the preset by default."`
+	Headers        string   `enum:"converge,cloudevents,debezium," default:"" placeholder:"NAME" help:"What headers are called: converge, cloudevents or debezium; as the preset by default."`
 	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
 	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
 	OnMissingSlot  string   `enum:"fail,create,backfill" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood; backfill sends the rows that are older first."`
