@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,8 @@ type childConfig struct {
 	Brokers     []string
 	Slot        string
 	ExactlyOnce bool
+
+	OnMissingSlot relay.MissingSlot // "": create
 }
 
 func TestMain(m *testing.M) {
@@ -53,7 +56,7 @@ func runChild(encoded string) error {
 		return err
 	}
 	subject, err := relay.New(relay.Config{DatabaseURL: c.DatabaseURL, Brokers: c.Brokers, Slot: c.Slot,
-		Tables: []string{outboxTable}, OnMissingSlot: relay.CreateMissingSlot, ExactlyOnce: c.ExactlyOnce,
+		Tables: []string{outboxTable}, OnMissingSlot: cmp.Or(c.OnMissingSlot, relay.CreateMissingSlot), ExactlyOnce: c.ExactlyOnce,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err
