@@ -103,7 +103,7 @@ func TestBackfillThatDiedBeginsAnew(t *testing.T) {
 
 func slotFree(t testing.TB, conn *pgx.Conn, slot string) func() error {
 	return func() error {
-		if ask[bool](t, conn, "SELECT active FROM pg_replication_slots WHERE slot_name = $1", slot) {
+		if ask[bool](t, conn, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)", slot) {
 			return errors.New("it is read")
 		}
 		return nil

@@ -113,11 +113,17 @@ func onFreeSlot(t testing.TB, conn *pgx.Conn, sql string) {
 // ended waits until Run has ended with an error that says all of want.
 func ended(t testing.TB, subject *running, want ...string) {
 	t.Helper()
-	select {
-	case <-subject.done:
-	case <-time.After(patience):
-		t.Fatalf("Run goes on; ready is %v", subject.Ready())
-	}
+	eventually(t, "Run ends", func() error {
+		select {
+		case <-subject.done:
+			return nil
+		default:
+		}
+		if subject.Ready() == nil {
+			t.Fatal("Run goes on: the relay streams")
+		}
+		return subject.Ready()
+	})
 	for _, w := range want {
 		if subject.err == nil || !strings.Contains(subject.err.Error(), w) {
 			t.Fatalf("Run returned %v, want an error that says %q", subject.err, w)
