@@ -102,7 +102,7 @@ func (f brokersFlag) connect(ctx context.Context, opts ...kgo.Opt) (*kgo.Client,
 	if err := client.Ping(waiting); err != nil {
 		client.Close()
 		if kafkaauth.Fix(err) != "" {
-			return nil, fmt.Errorf("Kafka at %s: %w", strings.Join(f.Brokers, ","), kafkaauth.WithFix(err))
+			return nil, fmt.Errorf("reaching Kafka at %s: %w", strings.Join(f.Brokers, ","), kafkaauth.WithFix(err))
 		}
 		return nil, fmt.Errorf("no Kafka answers at %s: %w\nStart one (converge up brings one), or say where it is: --brokers HOST:PORT",
 			strings.Join(f.Brokers, ","), err)
