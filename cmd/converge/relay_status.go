@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -36,7 +37,7 @@ type relayStatusCmd struct {
 type shownStatus struct {
 	Healthy bool `json:"healthy"`
 	relay.Status
-	// LagSeconds is the age of the oldest transaction that waits, as the relay says; nil when nobody asked it.
+	// LagSeconds is the age of the oldest transaction that waits, as the relay says; nil when nobody asked it or it does not read the slot.
 	LagSeconds *float64 `json:"lag_seconds"`
 	// Relay is the answer of the process at --http.
 	Relay *shownRelay `json:"relay,omitempty"`
@@ -121,7 +122,11 @@ func (s shownStatus) print(stdout io.Writer) error {
 		}
 		line("checkpoint", "%s", text)
 	}
-	if s.LagSeconds != nil {
+	switch {
+	case s.LagSeconds == nil:
+	case *s.LagSeconds == 0:
+		line("oldest", "no transaction waits in the relay")
+	default:
 		line("oldest", "%.1f s: the transaction that has waited longest", *s.LagSeconds)
 	}
 	if s.Relay != nil && s.Relay.Ready {
@@ -177,10 +182,13 @@ func printFindings(w io.Writer, findings []relay.Finding, well string) error {
 // askTime bounds the questions to a running relay.
 const askTime = 5 * time.Second
 
-const lagMetric = "converge_relay_lag_seconds"
+const (
+	lagMetric    = "converge_relay_lag_seconds"
+	leaderMetric = "converge_relay_leader"
+)
 
 // askRelay asks the process at the address whether it is ready and how old the oldest transaction is that waits
-// in it; nil when it does not say.
+// in it; nil when it does not read the slot.
 func askRelay(ctx context.Context, address string) (*shownRelay, *float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -202,9 +210,10 @@ func askRelay(ctx context.Context, address string) (*shownRelay, *float64, error
 		if err != nil {
 			return err
 		}
-		if family := families[lagMetric]; family != nil && len(family.GetMetric()) > 0 {
-			value := family.GetMetric()[0].GetGauge().GetValue()
-			lag = &value
+		if leader, known := gauge(families, leaderMetric); known && leader == 1 { // one that stands by knows nothing
+			if value, known := gauge(families, lagMetric); known {
+				lag = &value
+			}
 		}
 		return nil
 	})
@@ -212,6 +221,15 @@ func askRelay(ctx context.Context, address string) (*shownRelay, *float64, error
 		return nil, nil, fmt.Errorf("reading the relay's metrics at %s: %w", address, err)
 	}
 	return asked, lag, nil
+}
+
+// gauge returns the value of a gauge without labels.
+func gauge(families map[string]*dto.MetricFamily, name string) (value float64, known bool) {
+	family := families[name]
+	if family == nil || len(family.GetMetric()) == 0 {
+		return 0, false
+	}
+	return family.GetMetric()[0].GetGauge().GetValue(), true
 }
 
 func get(ctx context.Context, url string, read func(status int, body io.Reader) error) error {

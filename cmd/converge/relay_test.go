@@ -103,11 +103,12 @@ func TestRelayStatusAndDoctorTellTroubleByTheirExitCode(t *testing.T) {
 
 // TestRelayStatusAsksTheRunningRelay for what the database does not know.
 func TestRelayStatusAsksTheRunningRelay(t *testing.T) {
-	ready := http.StatusServiceUnavailable
+	ready, leader := http.StatusServiceUnavailable, 1
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.URL.Path == "/metrics":
-			fmt.Fprint(w, "# TYPE converge_relay_lag_seconds gauge\nconverge_relay_lag_seconds 12.5\n")
+			fmt.Fprintf(w, "# TYPE converge_relay_lag_seconds gauge\nconverge_relay_lag_seconds 12.5\n"+
+				"# TYPE converge_relay_leader gauge\nconverge_relay_leader %d\n", leader)
 		case ready == http.StatusOK:
 			fmt.Fprint(w, `{"status":"ready"}`)
 		default:
@@ -127,7 +128,11 @@ func TestRelayStatusAsksTheRunningRelay(t *testing.T) {
 	if out := ask(); !strings.Contains(out, "12.5 s") || !strings.Contains(out, "kafka has acknowledged nothing for 7s") {
 		t.Errorf("of a relay that stalls:\n%s", out)
 	}
-	ready = http.StatusOK
+	leader = 0
+	if out := ask(); strings.Contains(out, "12.5 s") {
+		t.Errorf("of a relay that stands by:\n%s", out)
+	}
+	ready, leader = http.StatusOK, 1
 	if out := ask(); !strings.Contains(out, "ready at http://") || strings.Contains(out, "acknowledged nothing") {
 		t.Errorf("of a relay that is ready:\n%s", out)
 	}
