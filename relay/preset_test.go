@@ -242,7 +242,7 @@ func TestAConfigurationThatNamesNoTopicIsRefused(t *testing.T) {
 		{relay.PresetDebezium, "{topic}", "{topic} is not one of {aggregatetype}, {aggregateid}, {type}"},
 		{relay.PresetConverge, "a{topic", "has a { without a }"},
 		{relay.PresetConverge, "a}b", "has a } without a {"},
-		{"postgres", "", `Preset "postgres" is not "converge" or "debezium"`},
+		{"postgres", "", `preset "postgres" is not "converge" or "debezium"`},
 	} {
 		_, err := relay.New(relay.Config{DatabaseURL: "postgres://x", Brokers: []string{"x:1"}, Preset: c.preset, Topic: c.topic})
 		if err == nil || !strings.Contains(err.Error(), c.says) {

@@ -107,13 +107,13 @@ func (c *Config) withShape() (s shape, err error) {
 	case PresetDebezium:
 		s.columns, s.extras = &debeziumColumns, true
 	default:
-		return s, fmt.Errorf("Preset %q is not %q or %q", c.Preset, PresetConverge, PresetDebezium)
+		return s, fmt.Errorf("preset %q is not %q or %q", c.Preset, PresetConverge, PresetDebezium)
 	}
 	if c.Headers == "" {
 		c.Headers = Headers(c.Preset) // they are named alike
 	}
 	if !slices.Contains([]Headers{HeadersConverge, HeadersCloudEvents, HeadersDebezium}, c.Headers) {
-		return s, fmt.Errorf("Headers %q is not %q, %q or %q", c.Headers, HeadersConverge, HeadersCloudEvents, HeadersDebezium)
+		return s, fmt.Errorf("headers %q is not %q, %q or %q", c.Headers, HeadersConverge, HeadersCloudEvents, HeadersDebezium)
 	}
 	s.headers = c.Headers
 	switch {
@@ -161,7 +161,7 @@ func (s *shape) template(text string) (t template, err error) {
 	for rest := text; rest != ""; {
 		literal, after, found := strings.Cut(rest, "{")
 		if strings.Contains(literal, "}") {
-			return t, fmt.Errorf("Topic %q has a } without a {", text)
+			return t, fmt.Errorf("topic %q has a } without a {", text)
 		}
 		if literal != "" {
 			t.parts = append(t.parts, part{literal: literal})
@@ -171,17 +171,17 @@ func (s *shape) template(text string) (t template, err error) {
 		}
 		name, behind, closed := strings.Cut(after, "}")
 		if !closed {
-			return t, fmt.Errorf("Topic %q has a { without a }", text)
+			return t, fmt.Errorf("topic %q has a { without a }", text)
 		}
 		f, err := s.inTopic(name)
 		if err != nil {
-			return t, fmt.Errorf("Topic %q: %w", text, err)
+			return t, fmt.Errorf("topic %q: %w", text, err)
 		}
 		t.parts = append(t.parts, part{field: f})
 		rest = behind
 	}
 	if len(t.parts) == 0 {
-		return t, fmt.Errorf("Topic %q is empty", text)
+		return t, fmt.Errorf("topic %q is empty", text)
 	}
 	return t, nil
 }
