@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -56,7 +57,9 @@ func (h *heading) converge() error {
 		return err
 	}
 	h.add(headerEventID, id)
-	h.add(headerEventType, h.at(h.tuple, fieldEventType))
+	if eventType := h.at(h.tuple, fieldEventType); len(eventType) > 0 {
+		h.add(headerEventType, eventType)
+	}
 	h.add(headerAggregateType, h.at(h.tuple, fieldAggregateType))
 	if version := h.version(); version != nil {
 		h.add(headerAggregateVersion, version)
@@ -115,6 +118,10 @@ var (
 	}
 )
 
+// ceOwn are the attributes that the relay makes of a row, and what a binary event cannot have.
+var ceOwn = map[string]bool{ceSpecVersion: true, ceID: true, ceSource: true, ceType: true, ceSubject: true, ceTime: true,
+	ceAggregateType: true, ceAggregateVersion: true, ceCommittedAt: true, "ce_data": true, "ce_datacontenttype": true}
+
 func (h *heading) cloudEvents() error {
 	id, err := h.id()
 	if err != nil {
@@ -127,7 +134,11 @@ func (h *heading) cloudEvents() error {
 	h.add(ceSpecVersion, specVersion)
 	h.add(ceID, id)
 	h.add(ceSource, h.source)
-	h.add(ceType, h.at(h.tuple, fieldEventType))
+	eventType := h.at(h.tuple, fieldEventType)
+	if len(eventType) == 0 {
+		eventType = h.at(h.tuple, fieldAggregateType) // every CloudEvent has a type; a table may have none
+	}
+	h.add(ceType, eventType)
 	if len(key) > 0 { // an attribute is never empty
 		h.add(ceSubject, key)
 	}
@@ -142,7 +153,9 @@ func (h *heading) cloudEvents() error {
 	if err := h.members(func(name string, value []byte) {
 		switch name {
 		case headerOccurredAt:
-			occurred = value
+			if isTime(value) { // else the attribute would be none
+				occurred = value
+			}
 		case headerContentType:
 			if len(contentType) == 0 {
 				contentType = value
@@ -150,6 +163,9 @@ func (h *heading) cloudEvents() error {
 		case headerEventID, headerEventType, headerAggregateType, headerAggregateVersion, headerCommittedAt:
 		default:
 			attribute, ok := ceNames[name]
+			if !ok && ceOwn[name] {
+				return
+			}
 			if !ok {
 				h.add(name, value) // a header beside the event
 			} else if len(value) > 0 {
@@ -215,6 +231,9 @@ func (h *heading) placed() error {
 		if v.Format == pgoutput.FormatNull {
 			continue
 		}
+		if h.own(e.name) {
+			continue
+		}
 		text, err := h.textOf(e.oid, v)
 		if err != nil {
 			return fmt.Errorf("column %s: %w", e.name, err)
@@ -222,6 +241,27 @@ func (h *heading) placed() error {
 		h.add(e.name, text)
 	}
 	return nil
+}
+
+// own reports whether the relay itself says what a header of the name is: what a row's further columns say must
+// not pass for the event's identity.
+func (h *heading) own(name string) bool {
+	switch h.shape.headers {
+	case HeadersCloudEvents:
+		return ceOwn[name]
+	case HeadersConverge:
+		switch name {
+		case headerEventID, headerEventType, headerAggregateType, headerCommittedAt:
+			return true
+		}
+	}
+	return false
+}
+
+// isTime reports whether text is what CloudEvents calls a timestamp.
+func isTime(text []byte) bool {
+	var t time.Time
+	return t.UnmarshalText(text) == nil
 }
 
 // members calls visit for every member of the headers column.
@@ -306,6 +346,12 @@ func (h *heading) textOf(oid uint32, v pgoutput.Value) ([]byte, error) {
 		return h.text[start:], nil
 	case oidTimestamptz:
 		if len(v.Data) == 8 {
+			switch int64Of(v) {
+			case math.MaxInt64:
+				return []byte("infinity"), nil
+			case math.MinInt64:
+				return []byte("-infinity"), nil
+			}
 			h.text = pgoutput.Time(int64Of(v)).AppendFormat(h.text, time.RFC3339Nano)
 			return h.text[start:], nil
 		}

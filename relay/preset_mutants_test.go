@@ -18,10 +18,16 @@ func TestPresetTestsFindPlantedFaults(t *testing.T) {
 			`if v.Format == pgoutput.FormatNull && !planted("what is NULL becomes a header") {`},
 		{"relay/heading.go", `"correlation_id": "ce_correlationid",`,
 			`"correlation_id": plantedText("an attribute has a name that none may have", "ce_correlationid", "correlationid", "correlation_id"),`},
+		{"relay/record.go", "url.PathEscape(schema) + \"/\" + url.PathEscape(table)",
+			`url.PathEscape(schema) + "/" + map[bool]string{false: url.PathEscape(table), true: table}[planted("a source is no URI")]`},
+		{"relay/heading.go", "if h.own(e.name) {",
+			`if h.own(e.name) && !planted("a further column passes for the id") {`},
 	}, map[string]mutants.Verdict{
 		"the version of a jsonb goes out too":        {"TestADebeziumOutboxBecomesTheRoutersRecords", "lineItems"},
 		"every row goes to its own topic":            {"TestRowsOfSomeoneElsesMakingNameTheirTopic", "own"},
 		"what is NULL becomes a header":              {"TestADebeziumOutboxBecomesTheRoutersRecords", `"nothing"`},
 		"an attribute has a name that none may have": {"TestHeaderPresetsTellOneEvent", "ce_correlation_id is no attribute"},
+		"a source is no URI":                         {"TestCloudEventsAreValidWhateverTheRowSays", "/orders/out box"},
+		"a further column passes for the id":         {"TestFurtherColumnsDoNotPassForTheEventsIdentity", "is another"},
 	}, "CONVERGE_TEST_DATABASE="+pgtest.URL(t))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net/url"
 	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -75,7 +76,7 @@ type extra struct {
 
 // layoutOf reads a table's description. An error is a *fatalError: no reading on helps.
 func (s *shape) layoutOf(r pgoutput.Relation) (*layout, error) {
-	l := &layout{shape: s, table: r.Namespace + "." + r.Name, source: []byte("/" + r.Namespace + "/" + r.Name), width: len(r.Columns)}
+	l := &layout{shape: s, table: r.Namespace + "." + r.Name, source: sourceOf(r.Namespace, r.Name), width: len(r.Columns)}
 	taken := make([]bool, len(r.Columns))
 	for f, want := range s.columns {
 		l.index[f] = -1
@@ -94,7 +95,7 @@ func (s *shape) layoutOf(r pgoutput.Relation) (*layout, error) {
 				err: fmt.Errorf("column %s of %s has type OID %d", c.Name, l.table, c.TypeOID),
 				fix: "make it a " + want.typ + ", or take the table out of the publication"}
 		}
-		if l.index[f] < 0 {
+		if l.index[f] < 0 && !want.mayMiss {
 			return nil, &fatalError{
 				err: fmt.Errorf("%s publishes no column %s", l.table, want.name),
 				fix: "add " + want.name + " " + want.typ + " to the table and the publication's column list, or take the table out of the publication"}
@@ -116,6 +117,12 @@ func (s *shape) layoutOf(r pgoutput.Relation) (*layout, error) {
 		l.extras = append(l.extras, e)
 	}
 	return l, nil
+}
+
+// sourceOf is a table as the source of CloudEvents. That is a URI reference, so unlike other values, which the
+// Kafka binding takes as UTF-8, it is percent-encoded.
+func sourceOf(schema, table string) []byte {
+	return []byte("/" + url.PathEscape(schema) + "/" + url.PathEscape(table))
 }
 
 // at returns the bytes of a field as they are; nil when it is NULL or the table has no such field.

@@ -47,9 +47,10 @@ type shape struct {
 
 // column is what a field must be in the table; without a name the table has no such field.
 type column struct {
-	name string
-	typ  string   // for people
-	oids []uint32 // that it may have
+	name    string
+	typ     string   // for people
+	oids    []uint32 // that it may have
+	mayMiss bool
 }
 
 // Type OIDs of pg_type; they are the same in every database.
@@ -71,24 +72,24 @@ const (
 var textual = []uint32{oidText, oidVarchar}
 
 var convergeColumns = [fields]column{
-	fieldEventID:          {"event_id", "uuid", []uint32{oidUUID}},
-	fieldTopic:            {"topic", "text", textual},
-	fieldAggregateType:    {"aggregate_type", "text", textual},
-	fieldAggregateID:      {"aggregate_id", "text", textual},
-	fieldAggregateVersion: {"aggregate_version", "bigint", []uint32{oidInt8}},
-	fieldEventType:        {"event_type", "text", textual},
-	fieldContentType:      {"content_type", "text", textual},
-	fieldPayload:          {"payload", "bytea", []uint32{oidBytea}},
-	fieldHeaders:          {"headers", "jsonb", []uint32{oidJSONB}},
-	fieldCreatedAt:        {"created_at", "timestamptz", []uint32{oidTimestamptz}},
+	fieldEventID:          {name: "event_id", typ: "uuid", oids: []uint32{oidUUID}},
+	fieldTopic:            {name: "topic", typ: "text", oids: textual},
+	fieldAggregateType:    {name: "aggregate_type", typ: "text", oids: textual},
+	fieldAggregateID:      {name: "aggregate_id", typ: "text", oids: textual},
+	fieldAggregateVersion: {name: "aggregate_version", typ: "bigint", oids: []uint32{oidInt8}},
+	fieldEventType:        {name: "event_type", typ: "text", oids: textual},
+	fieldContentType:      {name: "content_type", typ: "text", oids: textual},
+	fieldPayload:          {name: "payload", typ: "bytea", oids: []uint32{oidBytea}},
+	fieldHeaders:          {name: "headers", typ: "jsonb", oids: []uint32{oidJSONB}},
+	fieldCreatedAt:        {name: "created_at", typ: "timestamptz", oids: []uint32{oidTimestamptz}},
 }
 
 var debeziumColumns = [fields]column{
-	fieldEventID:       {"id", "uuid", []uint32{oidUUID, oidText, oidVarchar}},
-	fieldAggregateType: {"aggregatetype", "varchar(255)", textual},
-	fieldAggregateID:   {"aggregateid", "varchar(255)", []uint32{oidText, oidVarchar, oidUUID, oidInt4, oidInt8}},
-	fieldEventType:     {"type", "varchar(255)", textual},
-	fieldPayload:       {"payload", "jsonb", []uint32{oidJSONB, oidJSON, oidText, oidVarchar, oidBytea}},
+	fieldEventID:       {name: "id", typ: "uuid", oids: []uint32{oidUUID, oidText, oidVarchar}},
+	fieldAggregateType: {name: "aggregatetype", typ: "varchar(255)", oids: textual},
+	fieldAggregateID:   {name: "aggregateid", typ: "varchar(255)", oids: []uint32{oidText, oidVarchar, oidUUID, oidInt4, oidInt8}},
+	fieldEventType:     {name: "type", typ: "varchar(255)", oids: textual, mayMiss: true}, // the router does not read it
+	fieldPayload:       {name: "payload", typ: "jsonb", oids: []uint32{oidJSONB, oidJSON, oidText, oidVarchar, oidBytea}},
 }
 
 // Where records go when nobody says: the row says itself, or as the event router does it.
@@ -162,6 +163,9 @@ func (s *shape) template(text string) (t template, err error) {
 		literal, after, found := strings.Cut(rest, "{")
 		if strings.Contains(literal, "}") {
 			return t, fmt.Errorf("topic %q has a } without a {", text)
+		}
+		if literal != "" && !validTopic([]byte("x"+literal)) {
+			return t, fmt.Errorf("the topic %q: %q cannot stand in a topic's name", text, literal)
 		}
 		if literal != "" {
 			t.parts = append(t.parts, part{literal: literal})

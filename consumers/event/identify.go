@@ -23,7 +23,7 @@ var namespace = uuid.MustParse("6a1f3f0e-53a7-5b9c-8f0d-0c6f1a1f7f31")
 // delivery of the record has the same.
 func (e *Event) Identify() {
 	e.ID = e.identity()
-	e.Type = e.first("event_type", "ce_type", "eventType")
+	e.Type = e.first("event_type", "ce_type", "eventType", "type")
 	e.AggregateType = e.first("aggregate_type", "ce_aggregatetype")
 	e.AggregateID = e.first("aggregate_id", "ce_subject")
 	if e.AggregateID == "" {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"converge/consumers/event"
@@ -65,4 +66,37 @@ func TestOrderKeysFitAnIndexAndTellKeysApart(t *testing.T) {
 			t.Errorf("%d bytes for a key of %d", len(text), len(key))
 		}
 	}
+}
+
+func TestRecordsOfOtherHeaderNamesSayTheSame(t *testing.T) {
+	const at, trace = "2026-01-02T03:04:05.5Z", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	values := []string{"0190b5a0-7c3e-7cc2-8f2f-0123456789ab", "OrderPlaced", "order", "7", at, at, "corr", "cause", trace, "application/json"}
+	want := identified(1, zip(values, "event_id", "event_type", "aggregate_type", "aggregate_version", "occurred_at", "committed_at",
+		"correlation_id", "causation_id", "traceparent", "content-type")...)
+	want.Headers = nil
+	if want.Type != "OrderPlaced" || want.AggregateVersion != 7 || want.CausationID != "cause" {
+		t.Fatalf("converge's own: %+v", want)
+	}
+	for name, headers := range map[string][]string{
+		"cloudevents": {"ce_id", "ce_type", "ce_aggregatetype", "ce_aggregateversion", "ce_time", "ce_committedat",
+			"ce_correlationid", "ce_causationid", "ce_traceparent", "content-type"},
+		"debezium": {"id", "eventType", "aggregate_type", "aggregate_version", "occurred_at", "committed_at",
+			"correlation_id", "causation_id", "traceparent", "content-type"},
+		"debezium, the type under its column's name": {"id", "type", "aggregate_type", "aggregate_version", "occurred_at", "committed_at",
+			"correlation_id", "causation_id", "traceparent", "content-type"},
+	} {
+		got := identified(1, zip(values, headers...)...)
+		got.Headers = nil
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// zip pairs names with values.
+func zip(values []string, names ...string) (headers []string) {
+	for i, name := range names {
+		headers = append(headers, name, values[i])
+	}
+	return headers
 }
