@@ -339,9 +339,9 @@ var plants = map[string]mutants.Fault{
 		Old: "if t.head == nil {\n\t\t// A keepalive", New: "if !t.open {\n\t\t// A keepalive"},
 }
 
-// unchecked takes the second lock off the door: what is confirmed waits for a checkpoint, which a Kafka that
-// has not the rows does not acknowledge either.
-var unchecked = mutants.Fault{File: "relay/checkpoint.go", Old: "\tif c.off {\n\t\treturn watermark", New: "\tif true {\n\t\treturn watermark"}
+// unchecked takes the second lock off the door, as without a topic for checkpoints: a Kafka that has not the
+// rows does not acknowledge their checkpoint either, and the next start finds a slot that went ahead.
+var unchecked = mutants.Fault{File: "relay/checkpoint.go", Old: "if c.kafka.missing(err) {", New: "if true {"}
 
 func TestKillTestCatchesPlantedFaults(t *testing.T) {
 	t.Parallel()
