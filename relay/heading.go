@@ -191,18 +191,20 @@ const (
 	dbzEventType = "eventType"
 )
 
-// debezium writes what the router writes for its own table: the id, and columns that are placed. A table of
-// converge's is as if its event_type, aggregate_version and the members of its headers were placed.
+// debezium writes what the router writes for its own table: the id, and columns that are placed, the type among
+// them, without which nobody could tell events apart. A table of converge's is as if its event_type, aggregate_version and the members of its headers were placed.
 func (h *heading) debezium() error {
 	id, err := h.id()
 	if err != nil {
 		return err
 	}
 	h.add(dbzID, id)
+	if eventType := h.at(h.tuple, fieldEventType); len(eventType) > 0 {
+		h.add(dbzEventType, eventType)
+	}
 	if h.shape.extras {
 		return h.placed()
 	}
-	h.add(dbzEventType, h.at(h.tuple, fieldEventType))
 	if version := h.version(); version != nil {
 		h.add(headerAggregateVersion, version)
 	}

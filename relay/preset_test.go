@@ -64,13 +64,13 @@ func TestADebeziumOutboxBecomesTheRoutersRecords(t *testing.T) {
 	execute(t, conn, "COMMIT")
 	reader := kafka.reader(t, "outbox.event.order")
 	value := `{"total": "é", "lineItems": [1]}` // as jsonb prints it
-	want := shown{"outbox.event.order", "1", &value, map[string]string{"id": debeziumID, "tenant": "acme", "total": "12.50", "small": "-2",
+	want := shown{"outbox.event.order", "1", &value, map[string]string{"id": debeziumID, "eventType": "OrderCreated", "tenant": "acme", "total": "12.50", "small": "-2",
 		"big": "9007199254740993", "sure": "true", "made": "2026-11-23T10:00:00.5Z", "day": "2026-11-23", "mood": "cross", "price": "100",
 		"ref": debeziumID, "data": "[1, 2]", "raw": "\x00\xff", "tags": `{a,"b c"}`}}
 	if diff := cmp.Diff(want, show(t, reader.next(t))); diff != "" {
 		t.Error(diff)
 	}
-	if tombstone := show(t, reader.next(t)); tombstone.Value != nil || tombstone.Key != "1" || len(tombstone.Headers) != 1 {
+	if tombstone := show(t, reader.next(t)); tombstone.Value != nil || tombstone.Key != "1" || len(tombstone.Headers) != 2 {
 		t.Errorf("a row without payload became %+v", tombstone)
 	}
 }
@@ -89,7 +89,7 @@ func TestADebeziumOutboxMayHaveOtherTypes(t *testing.T) {
 			execute(t, conn, "CREATE TABLE outbox (aggregatetype text, type text, "+c.columns+")")
 			startReady(t, debezium(url, kafka))
 			execute(t, conn, fmt.Sprintf("INSERT INTO outbox (aggregatetype, type, id, aggregateid, payload) VALUES ('order', 'Placed', '%s', '%s', '%s')", c.id, c.key, c.payload))
-			want := shown{"outbox.event.order", c.key, &c.value, map[string]string{"id": c.id}}
+			want := shown{"outbox.event.order", c.key, &c.value, map[string]string{"id": c.id, "eventType": "Placed"}}
 			if diff := cmp.Diff(want, show(t, kafka.reader(t, "outbox.event.order").next(t))); diff != "" {
 				t.Error(diff)
 			}
