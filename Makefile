@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-mutants test-kafka test-browser check challenge bench bench-relay clean
+.PHONY: help run demo build test test-mutants test-kafka test-browser check challenge bench bench-relay prove-relay clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -47,6 +47,10 @@ check: ## format, vet, staticcheck, architecture, dashboards and rules, compose 
 	$(GO) test -count=1 -run ComposeFile ./cmd/converge
 	@deploy/check-rules.sh
 	@deploy/check-vulnerabilities.sh
+
+prove-relay: ## kill the relay N times (20) in every kind of trouble and judge what came of it; SEED repeats a run
+	$(GO) test -count=1 -timeout 3h -v -run '^TestRelayLosesNothing$$' ./relay/prove \
+		-prove.kills=$(or $(N),20) -prove.seed=$(or $(SEED),0)
 
 challenge: build ## profile changes flow while Analytics is down; an independent checker gives the verdict
 	@$(BIN) challenge profile

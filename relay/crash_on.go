@@ -4,7 +4,6 @@ package relay
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -36,16 +35,23 @@ func init() {
 }
 
 // crash kills the process if it is the point's turn.
-func crash(point string) { crashWriting(point, nil, nil) }
+func crash(point string) {
+	if passed(point) {
+		die()
+	}
+}
 
-// crashWriting does so when half of b is written to w.
-func crashWriting(point string, w io.Writer, b []byte) {
-	if point != armed.point || armed.left.Add(-1) != 0 {
-		return
+// crashTorn does so when half of the connection's status is written.
+func crashTorn(w *wire) {
+	if passed(crashStatusTorn) {
+		_, _ = w.conn.Write(w.status[:len(w.status)/2]) // it dies either way
+		die()
 	}
-	if w != nil {
-		_, _ = w.Write(b[:len(b)/2]) // it dies either way
-	}
+}
+
+func passed(point string) bool { return point == armed.point && armed.left.Add(-1) == 0 }
+
+func die() {
 	_ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL)
 	select {} // the signal is on its way
 }

@@ -5,14 +5,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
-	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -20,9 +18,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kadm"
 
-	"converge/internal/mutants"
 	"converge/internal/process"
 	"converge/relay"
 )
@@ -221,138 +217,4 @@ func (l *ledger) check(delivered []entry) (f finding) {
 		}
 	}
 	return f
-}
-
-// killTest runs binary's relay under load, kills it again and again, and returns the checker's finding.
-// Every third time Kafka's network stops some time before the kill, so that rows are read that it does
-// not have, and what was sent meanwhile is lost with the connection.
-func killTest(t *testing.T, binary string, kills int, seed uint64) finding {
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
-	url, kafka := outboxDatabase(t), startBroker(t)
-	c := childConfig{DatabaseURL: url, Brokers: kafka.addrs(), Slot: uniqueSlot()}
-
-	relayProcess := startChild(t, binary, c)
-	conn := connect(t, url)
-	eventually(t, "the slot exists", func() error {
-		if !ask[bool](t, conn, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", c.Slot) {
-			return errors.New("it does not")
-		}
-		return nil
-	})
-
-	var book ledger
-	writing, stopWriting := context.WithCancel(t.Context())
-	var writers sync.WaitGroup
-	for w := range 4 {
-		own := rand.New(rand.NewPCG(seed, uint64(w+1)))
-		writers.Go(func() {
-			if err := book.write(writing, url, w, own); err != nil {
-				t.Errorf("writing: %v", err)
-			}
-		})
-	}
-	wait := func(d time.Duration) {
-		select {
-		case <-time.After(d):
-		case <-t.Context().Done():
-		}
-	}
-	for kill := range kills {
-		wait(time.Duration(rng.IntN(700)) * time.Millisecond)
-		stall := kill%3 == 0
-		if stall {
-			kafka.gate.pause()
-			wait(time.Duration(1200+rng.IntN(600)) * time.Millisecond)
-		}
-		relayProcess.kill()
-		if stall {
-			kafka.gate.shut()
-			kafka.gate.open()
-		}
-		relayProcess = startChild(t, binary, c)
-	}
-	stopWriting()
-	writers.Wait()
-	// What the relay has confirmed must be on the topics; waiting for that waits for all there is.
-	confirmedPast(t, conn, c.Slot, ask[string](t, conn, walEndSQL))
-	delivered := deliveries(t, kafka, "topic-0", "topic-1")
-	f := book.check(delivered)
-	t.Logf("%d kills: %d rows committed, %d rolled back, %d delivered, %d of them repeats",
-		kills, len(book.committed), len(book.rolledBack), len(delivered), f.repeats)
-	if err := relayProcess.command.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Errorf("asking the relay to drain: %v", err)
-	}
-	<-relayProcess.done
-	if state := relayProcess.command.ProcessState; !state.Success() {
-		t.Errorf("draining: %v\n%s", state, &relayProcess.output)
-	}
-	if f.bad() {
-		t.Logf("the last relay's log:\n%s", &relayProcess.output)
-	}
-	return f
-}
-
-// deliveries reads everything that the topics hold.
-func deliveries(t testing.TB, kafka *broker, topics ...string) (delivered []entry) {
-	reader := kafka.reader(t, topics...)
-	ends, err := kadm.NewClient(reader.client).ListEndOffsets(t.Context(), topics...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var held int64
-	ends.Each(func(o kadm.ListedOffset) { held += o.Offset })
-	for range held {
-		r := reader.next(t)
-		e := entry{key: string(r.Key)}
-		for _, h := range r.Headers {
-			switch h.Key {
-			case "event_id":
-				e.id = uuid.MustParse(string(h.Value))
-			case "aggregate_version":
-				if e.sequence, err = strconv.Atoi(string(h.Value)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		delivered = append(delivered, e)
-	}
-	return delivered
-}
-
-func TestKillingTheRelayLosesNothing(t *testing.T) {
-	t.Parallel()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if f := killTest(t, self, 20, uint64(time.Now().UnixNano())); f.bad() {
-		t.Errorf("lost %d, published though rolled back %d, out of order %d: %s", f.lost, f.forged, f.disordered, f.example)
-	}
-}
-
-// plants are faults that popular relays have had. The kill test must find each, or it proves nothing.
-var plants = map[string]mutants.Fault{
-	"confirms what it has received": {File: "relay/tracker.go",
-		Old: "x != nil && x.pending.Load() == 0", New: "x != nil && x.end != 0"},
-	"confirms a keepalive while transactions wait": {File: "relay/tracker.go",
-		Old: "if t.head == nil {\n\t\t// A keepalive", New: "if !t.open {\n\t\t// A keepalive"},
-}
-
-// unchecked takes the second lock off the door, as without a topic for checkpoints: a Kafka that has not the
-// rows does not acknowledge their checkpoint either, and the next start finds a slot that went ahead.
-var unchecked = mutants.Fault{File: "relay/checkpoint.go", Old: "if c.kafka.missing(err) {", New: "if true {"}
-
-func TestKillTestCatchesPlantedFaults(t *testing.T) {
-	t.Parallel()
-	for name, fault := range plants {
-		t.Run(name, func(t *testing.T) {
-			mutant := mutants.Build(t, []mutants.Fault{fault, unchecked}, "test", "-c", "-vet=off", "converge/relay")
-			if f := killTest(t, mutant, 4, uint64(time.Now().UnixNano())); f.lost == 0 {
-				t.Errorf("the checker found nothing wrong: %+v", f)
-			} else {
-				t.Logf("caught: %d rows lost, as in %s", f.lost, f.example)
-			}
-		})
-	}
 }

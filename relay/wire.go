@@ -354,7 +354,7 @@ func (w *wire) sendStatus(position pgoutput.LSN, replyRequested bool) error {
 		return fmt.Errorf("confirming %s: %w", position, err)
 	}
 	crash(crashStatus)
-	crashWriting(crashStatusTorn, w.conn, w.status)
+	crashTorn(w)
 	if _, err := w.conn.Write(w.status); err != nil {
 		return fmt.Errorf("confirming %s: %w", position, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -26,6 +27,8 @@ type PostgresConfig struct {
 	Progress func(string) // told what takes long; nil is nobody
 	// Volatile trades durability for speed: data may be lost when the machine goes down. For tests.
 	Volatile bool
+	// Settings of the server, over those that it has anyway. For tests.
+	Settings map[string]string
 }
 
 // Postgres is a running server. Its methods are safe for concurrent use.
@@ -74,7 +77,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (*Postgres, error) {
 			return nil, err
 		}
 	}
-	if err := p.start(acct, cfg.Volatile); err != nil {
+	if err := p.start(acct, cfg.Volatile, cfg.Settings); err != nil {
 		return nil, err
 	}
 	if err := p.await(ctx); err != nil {
@@ -146,7 +149,7 @@ func cause(output []byte) []byte {
 	return lines[len(lines)-1]
 }
 
-func (p *Postgres) start(acct account, volatile bool) error {
+func (p *Postgres) start(acct account, volatile bool, own map[string]string) error {
 	log, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("opening the log of PostgreSQL: %w", err)
@@ -161,6 +164,7 @@ func (p *Postgres) start(acct account, volatile bool) error {
 	if volatile {
 		settings["fsync"], settings["full_page_writes"] = "off", "off"
 	}
+	maps.Copy(settings, own)
 	args := []string{"-D", p.data(), "-p", strconv.Itoa(p.port)}
 	for name, value := range settings {
 		args = append(args, "-c", name+"="+value)

@@ -22,11 +22,12 @@ const (
 	Damaged   Property = "damaged"   // a record's topic, key, headers or value are not the row's
 	Ahead     Property = "ahead"     // a position was confirmed behind a row that Kafka did not have
 	Repeated  Property = "repeated"  // a row came again although it had been confirmed
+	Undrained Property = "undrained" // a relay that ended when it was asked left what it had sent unconfirmed
 	Untrusted Property = "untrusted" // the evidence contradicts itself: no verdict
 )
 
 // Properties are all of them.
-var Properties = []Property{Lost, Forged, Disorder, Damaged, Ahead, Repeated, Untrusted}
+var Properties = []Property{Lost, Forged, Disorder, Damaged, Ahead, Repeated, Undrained, Untrusted}
 
 // Grace is how long what a killed relay had sent may still be on its way to Kafka: a repeat of a row that was
 // confirmed for less than that is no fault.
@@ -34,16 +35,17 @@ const Grace = 15 * time.Second
 
 // Verdict is what [Check] found.
 type Verdict struct {
-	Committed, RolledBack int // rows, as it turned out
-	Unknown               int // rows whose writer never got the answer; they are counted in one of the above too
-	Delivered             int // records, repeats included
-	Repeats               int
-	DeadLetters           int // rows whose place is a topic for what cannot be published
-	Samples               int
+	Committed   int `json:"committed"`   // rows, as it turned out
+	RolledBack  int `json:"rolled_back"` // so did these
+	Unknown     int `json:"unknown"`     // rows whose writer never got the answer; they are in one of the above too
+	DeadLetters int `json:"dead_letters"`
+	Delivered   int `json:"delivered"` // records, repeats included
+	Repeats     int `json:"repeats"`
+	Samples     int `json:"samples"`
 	// Counts has the violations of each property that has any, Examples the first few in words, each with the
 	// history around it.
-	Counts   map[Property]int
-	Examples []string
+	Counts   map[Property]int `json:"violations"`
+	Examples []string         `json:"-"`
 }
 
 // Passed reports whether every property held.
@@ -72,6 +74,7 @@ func Check(h *History, dead ...string) *Verdict {
 	c.inOrder()
 	c.notAhead()
 	c.notRepeated()
+	c.drained()
 	return c.verdict
 }
 
@@ -96,7 +99,7 @@ func (c *checker) readLedger(dead []string) {
 			c.found(Untrusted, -1, "event %s is in the ledger twice", r.Event)
 		}
 		c.rows[r.Event] = i
-		if r.Outcome == Unknown {
+		if r.Unanswered {
 			c.verdict.Unknown++
 		}
 		if !r.happened() {
@@ -253,32 +256,39 @@ func (c *checker) notRepeated() {
 			if last+1 < len(c.h.Samples) && c.h.Samples[last+1].Epoch != epoch {
 				continue
 			}
-			if s := c.confirmedBefore(last, epoch, row, c.h.Records[c.first[i]]); s != nil {
-				c.found(Repeated, i, "event %s came again at %s/%d offset %d, after %s, but was confirmed at %s (drained: %t)",
-					r.Event, r.Place.Topic, r.Place.Partition, r.Offset, c.h.Samples[last].At.Round(time.Millisecond), s.At.Round(time.Millisecond), s.Drained)
+			if s := c.sampleBefore(last); s != nil && s.Confirmed >= row.End {
+				c.found(Repeated, i, "event %s came again at %s/%d offset %d, after %s, but was confirmed at %s",
+					r.Event, r.Place.Topic, r.Place.Partition, r.Offset, c.h.Samples[last].At.Round(time.Millisecond), s.At.Round(time.Millisecond))
 			}
 		}
 	}
 }
 
-// confirmedBefore returns a sample of the epoch, not after the one numbered last, that showed the row confirmed
-// for good.
-func (c *checker) confirmedBefore(last, epoch int, row *Row, first Record) *Sample {
-	now := c.h.Samples[last].At
-	for s := last; s >= 0 && c.h.Samples[s].Epoch == epoch; s-- {
-		sample := &c.h.Samples[s]
-		if sample.Drained && first.Offset < sample.Ends[first.Place] {
-			return sample
-		}
-		if now-sample.At >= Grace {
-			// Earlier ones confirm less.
-			if sample.Confirmed >= row.End {
-				return sample
-			}
-			return nil
+// sampleBefore returns the latest sample of the same epoch that is older by the grace, nil if there is none.
+func (c *checker) sampleBefore(last int) *Sample {
+	for s := last; s >= 0 && c.h.Samples[s].Epoch == c.h.Samples[last].Epoch; s-- {
+		if c.h.Samples[last].At-c.h.Samples[s].At >= Grace {
+			return &c.h.Samples[s]
 		}
 	}
 	return nil
+}
+
+// drained holds: a relay that was asked to end confirmed all that it had sent.
+func (c *checker) drained() {
+	for _, s := range c.h.Samples {
+		if s.Since == nil {
+			continue
+		}
+		for n := range c.h.Records {
+			r := &c.h.Records[n]
+			i, known := c.rows[r.Event]
+			if known && r.Offset >= s.Since[r.Place] && r.Offset < s.Ends[r.Place] && c.h.Rows[i].End > s.Confirmed {
+				c.found(Undrained, i, "at %s a relay had ended that sent event %s, committed at %s, and had confirmed %s",
+					s.At.Round(time.Millisecond), r.Event, c.h.Rows[i].End, s.Confirmed)
+			}
+		}
+	}
 }
 
 // around tells the story of the row's key near it.
@@ -288,7 +298,8 @@ func (c *checker) around(row int) string {
 	var b strings.Builder
 	for i := range c.h.Rows {
 		o := &c.h.Rows[i]
-		if o.Key != r.Key || o.Sequence < r.Sequence-near || o.Sequence > r.Sequence+near {
+		if o.Key != r.Key || o.Sequence < r.Sequence-near || o.Sequence > r.Sequence+near ||
+			!o.happened() && c.first[i] < 0 && i != row {
 			continue
 		}
 		mark := " "

@@ -36,8 +36,8 @@ func small() *History {
 		{Event: event(3), Topic: "topic-0", Key: "a", Sequence: 1, Content: 13, Outcome: RolledBack},
 		{Event: event(4), Topic: "topic-0", Key: "a", Sequence: 1, Content: 14, End: 200},
 		{Event: event(5), Topic: "dead", Key: "a", Sequence: 2, Content: 15, End: 200},
-		{Event: event(6), Topic: "topic-0", Key: "a", Sequence: 3, Content: 16, End: 300, Outcome: Unknown},
-		{Event: event(7), Topic: "topic-0", Key: "a", Sequence: 4, Content: 17, Outcome: Unknown},
+		{Event: event(6), Topic: "topic-0", Key: "a", Sequence: 3, Content: 16, End: 300, Outcome: Unknown, Unanswered: true},
+		{Event: event(7), Topic: "topic-0", Key: "a", Sequence: 4, Content: 17, Outcome: Unknown, Unanswered: true},
 	}
 	return &History{
 		Rows: rows,
@@ -78,7 +78,7 @@ func TestJudgeFindsEachFault(t *testing.T) {
 	}
 	late := func(h *History, event byte, at time.Duration) { // the event comes once more at the end, after a sample at that time
 		last := h.Samples[len(h.Samples)-1]
-		last.At, last.Drained = at, false
+		last.At = at
 		h.Samples = append(h.Samples, last)
 		h.Records = slices.Insert(h.Records, 5, record(left, 5, &h.Rows[event-1]))
 	}
@@ -128,12 +128,12 @@ func TestJudgeFindsEachFault(t *testing.T) {
 		"a position is confirmed and Kafka does not have the row": {Ahead, "the slot was confirmed up to 0/C8", func(h *History) { h.Samples[1].Confirmed = 200; h.Samples[1].Ends[left] = 1 }},
 		"a position is confirmed behind a row that comes later":   {Ahead, "it ended at 4", func(h *History) { h.Samples[2].Confirmed = 300 }},
 		"a position is confirmed before its dead letter":          {Ahead, "was not on dead", func(h *History) { h.Samples[2].Ends[grave] = 0 }},
-		"a row comes again long after it was confirmed": {Repeated, "drained: false", func(h *History) {
+		"a row comes again long after it was confirmed": {Repeated, "came again at topic-0/0 offset 5", func(h *History) {
 			late(h, 4, 3*time.Second+Grace)
 		}},
-		"a row comes again after a drain": {Repeated, "drained: true", func(h *History) {
-			h.Samples[3].Drained = true
-			late(h, 4, 4*time.Second)
+		"a relay that ends leaves the last transaction that it sent": {Undrained, "and had confirmed 0/C8", func(h *History) {
+			h.Samples[3].Since = map[Place]int64{left: 3, right: 2, grave: 1}
+			h.Samples[3].Confirmed = 200
 		}},
 		"the log has what was rolled back":              {Untrusted, "its writer rolled back", func(h *History) { h.Rows[2].End = 150 }},
 		"the log lacks what was committed":              {Untrusted, "the log has no commit", func(h *History) { h.Rows[1].End = 0 }},
@@ -168,6 +168,9 @@ func TestRepeatsThatHaveACauseAreNoFault(t *testing.T) {
 		"what a killed relay had sent arrives late": func(h *History) {
 			h.Samples = append(h.Samples, sample(2*time.Second+Grace/2, 300, 5, 2, 1))
 			h.Records = slices.Insert(h.Records, 5, record(left, 5, &h.Rows[3]))
+		},
+		"an earlier relay had sent more than the one that was asked to end": func(h *History) {
+			h.Samples[1].Since = map[Place]int64{left: 2, right: 1, grave: 1}
 		},
 		"the server forgot the confirmation in a crash": func(h *History) {
 			s := sample(time.Minute, 50, 5, 2, 1)

@@ -31,6 +31,9 @@ type Row struct {
 	Sequence int64 // among the committed rows of its key, from 0: one that is rolled back leaves its number to the next
 	Content  uint64
 	Outcome  Outcome
+	// Unanswered means that the writer never heard what became of its COMMIT; Outcome is what it found when it
+	// asked, Unknown if it could not.
+	Unanswered bool
 	// End is the end of its transaction's commit as the judge's own slot decoded it, 0 when the log holds no
 	// such commit.
 	End LSN
@@ -62,9 +65,9 @@ type Sample struct {
 	Ends map[Place]int64
 	// Epoch counts the crashes of the server: in one it may forget the latest confirmations.
 	Epoch int
-	// Drained means that the relay had just been asked to end and had ended well: nothing that is on the
-	// topics may come again.
-	Drained bool
+	// Since is set when the relay had just been asked to end and had ended well: where the topics ended some
+	// time before, when it already ran. All that came since is its own, and must be confirmed.
+	Since map[Place]int64
 }
 
 // History is what was done in a run and what came of it.

@@ -1,0 +1,75 @@
+package prove
+
+import (
+	"encoding/json"
+	"flag"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	kills = flag.Int("prove.kills", 20, "how often to kill the relay")
+	seed  = flag.Uint64("prove.seed", 0, "repeat the plan of an earlier run; 0 makes a new one")
+)
+
+// complete is from how many kills on a run must have seen everything that there is.
+const complete = 100
+
+func newSeed() uint64 {
+	if *seed != 0 {
+		return *seed
+	}
+	return uint64(time.Now().UnixNano())
+}
+
+func TestRelayLosesNothing(t *testing.T) {
+	t.Parallel()
+	p := plan{Kills: *kills, Seed: newSeed(), Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience}
+	if *kills >= complete {
+		p.Long = time.Minute
+	}
+	r := prove(t, buildRelay(t), "", p)
+	t.Logf("\n%s", r.table())
+	line, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", line)
+	r.mustPass(t)
+	if *kills < complete {
+		return
+	}
+	for point := range points {
+		if r.Points[point] == 0 {
+			t.Errorf("no relay died at the point %s", point)
+		}
+	}
+	for _, trouble := range append(troubles(), longOutage) {
+		if r.Troubles[trouble.name] == 0 {
+			t.Errorf("nothing was seen of the trouble %s", trouble.name)
+		}
+	}
+}
+
+// mustPass fails the test unless the run went well and the judge found nothing.
+func (r *result) mustPass(t *testing.T) {
+	t.Helper()
+	if r.Failure != nil {
+		t.Error(r.Failure)
+	}
+	if !r.Verdict.Passed() {
+		t.Errorf("the relay broke its promise: %v\n%s", r.Verdict.Counts, strings.Join(r.Verdict.Examples, "\n"))
+	}
+}
+
+// A relay that was asked to end has confirmed all that it sent. The proof of the exact position is that nothing
+// comes again, not even a transaction, however busy the stream was.
+func TestDrainedRelayRepeatsNothing(t *testing.T) {
+	t.Parallel()
+	r := drained(t, buildRelay(t), "")
+	r.mustPass(t)
+	if r.Drains != drains || r.Verdict.Committed != drains*backlog || r.Verdict.Repeats != 0 {
+		t.Errorf("%d drains with %d rows and %d repeats, want %d with %d and none", r.Drains, r.Verdict.Committed, r.Verdict.Repeats, drains, drains*backlog)
+	}
+}

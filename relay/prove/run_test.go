@@ -1,0 +1,432 @@
+package prove
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// plan is what a run is to do.
+type plan struct {
+	Kills int     `json:"kills"`
+	Seed  uint64  `json:"seed"`
+	Rate  float64 `json:"rows_per_second"`
+
+	Hold time.Duration `json:"-"` // of a trouble, at most
+	Long time.Duration `json:"-"` // of Kafka's long outage, which comes once in every 500 kills, and once at least
+	// Patience bounds every wait for something that should happen soon.
+	Patience time.Duration `json:"-"`
+	// Only are the troubles to choose from, by name; nil is all.
+	Only []string `json:"-"`
+	// NoPoints leaves out the crash points.
+	NoPoints bool `json:"-"`
+}
+
+// run is one run of the proof.
+type run struct {
+	t      testing.TB
+	plan   plan
+	rng    *rand.Rand
+	binary string
+	plant  string // the fault to switch on in the binary
+	logs   string
+
+	server  *server
+	cluster *cluster
+	ledger  *ledger
+	witness *witness
+	kafka   *kgo.Client // around the leg
+
+	slotMade bool
+	first    *subject // the relay that made the slot
+	stop     func()   // ends the witness
+	point    string   // that the relay which runs is to die at, "" for none
+	deals    struct {
+		troubles func() trouble
+		points   func() string
+	}
+	result result
+
+	mu     sync.Mutex // guards broken
+	broken []error
+}
+
+// failed notes what the run cannot go on with, or must not pass with.
+func (r *run) failed(err error) {
+	if err == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = append(r.broken, err)
+}
+
+func (r *run) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Join(r.broken...)
+}
+
+// result is what a run did and what came of it.
+type result struct {
+	Plan     plan           `json:"plan"`
+	Verdict  *Verdict       `json:"verdict"`
+	Seconds  float64        `json:"seconds"`
+	Kills    int            `json:"kills"`        // by SIGKILL, at random or at a point
+	Points   map[string]int `json:"crash_points"` // of these, by the point
+	Troubles map[string]int `json:"troubles"`
+	Drains   int            `json:"drains"`
+	Missed   int            `json:"missed_samples"` // because a side was away
+	// Failure is why the run itself went wrong: the relay gave up or never caught up. What the judge says of
+	// what was seen until then stands all the same.
+	Failure error `json:"-"`
+}
+
+// prove runs the plan against a relay's binary.
+func prove(t testing.TB, binary, plant string, p plan) result {
+	t.Helper()
+	r := begin(t, binary, plant, p)
+	writing, stopWriting := context.WithCancel(context.Background())
+	defer stopWriting()
+	var pens sync.WaitGroup
+	pens.Go(func() { r.failed(r.ledger.write(writing, p.Seed)) })
+	last := r.torment(r.first)
+	stopWriting()
+	pens.Wait()
+	return r.end(last)
+}
+
+// begin starts everything but the ledger's writers.
+func begin(t testing.TB, binary, plant string, p plan) *run {
+	t.Helper()
+	t.Logf("seed %d", p.Seed)
+	r := &run{t: t, plan: p, rng: rand.New(rand.NewPCG(p.Seed, 0)), binary: binary, plant: plant, logs: t.TempDir(),
+		server: startServer(t, nil), cluster: startCluster(t)}
+	r.result = result{Plan: p, Points: map[string]int{}, Troubles: map[string]int{}}
+	r.witness = newWitness(r.server)
+	r.ledger = &ledger{url: r.server.url(), rate: p.Rate}
+	r.prepare()
+
+	r.first = r.startRelay("")
+	if err := r.await("the relay reads its slot", r.slotIsRead); err != nil {
+		t.Fatalf("%v\n%s", err, r.first.tail())
+	}
+	r.slotMade = true
+
+	r.kafka = r.cluster.client()
+	consumer := r.cluster.client(kgo.ConsumeTopics(allTopics()...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
+	life, stop := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	parts.Go(func() { r.witness.consume(life, consumer) })
+	parts.Go(func() { r.witness.watch(life, r.kafka) })
+	r.stop = func() { stop(); parts.Wait() }
+	t.Cleanup(r.stop)
+	return r
+}
+
+// end waits until the relay that is left has caught up, and judges.
+func (r *run) end(last *subject) result {
+	if r.failure() == nil {
+		r.failed(r.settle(last))
+	}
+	r.stop()
+	r.result.Verdict = Check(r.witness.history(r.ledger), deadTopic)
+	r.result.Missed = r.witness.missed
+	r.result.Seconds = time.Since(r.witness.began).Seconds()
+	r.result.Failure = r.failure()
+	return r.result
+}
+
+func (r *run) prepare() {
+	conn, err := pgx.Connect(r.t.Context(), r.server.url())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(r.t.Context(), ledgerSQL); err != nil {
+		r.t.Fatal(err)
+	}
+	for k := range hotKeys + coldKeys {
+		if _, err := conn.Exec(r.t.Context(), "INSERT INTO prove.keys VALUES ($1, 0)", keyName(k)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	if err := r.witness.prepare(r.t.Context(), conn); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// await polls until check returns nil.
+func (r *run) await(what string, check func() error) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(r.plan.Patience)
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("%s: not within %s: %w", what, r.plan.Patience, err)
+		}
+	}
+}
+
+// pause waits, or less if the process ends before.
+func pause(relay *subject, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-relay.done:
+	}
+}
+
+func (r *run) upTo(milliseconds int) time.Duration {
+	return time.Duration(r.rng.IntN(milliseconds+1)) * time.Millisecond
+}
+
+// deck returns a function that deals the cards, each as often as any other, in an order that the seed decides.
+func deck[T any](rng *rand.Rand, all []T) func() T {
+	var hand []T
+	return func() T {
+		if len(hand) == 0 {
+			hand = slices.Clone(all)
+			rng.Shuffle(len(hand), func(i, j int) { hand[i], hand[j] = hand[j], hand[i] })
+		}
+		card := hand[0]
+		hand = hand[1:]
+		return card
+	}
+}
+
+// shuffle prepares what befalls the relay.
+func (r *run) shuffle() {
+	all := troubles()
+	slices.SortFunc(all, func(a, b trouble) int { return cmp.Compare(a.name, b.name) }) // a map gave them
+	none := trouble{"none", func(*run, *rand.Rand) func() { return func() {} }}
+	if r.plan.Only != nil {
+		all = slices.DeleteFunc(append(all, none), func(t trouble) bool { return !slices.Contains(r.plan.Only, t.name) })
+	} else {
+		all = append(all, slices.Repeat([]trouble{none}, 6)...)
+	}
+	r.deals.troubles = deck(r.rng, all)
+	r.deals.points = deck(r.rng, slices.Sorted(maps.Keys(points)))
+}
+
+// torment kills the relay again and again, in trouble or behind it, and returns the one that runs then.
+func (r *run) torment(relay *subject) *subject {
+	r.shuffle()
+	long := r.rng.IntN(min(r.plan.Kills, 500))
+	shown := 0
+	for r.result.Kills < r.plan.Kills && r.failure() == nil {
+		if r.result.Kills >= shown+50 {
+			shown = r.result.Kills
+			r.t.Logf("%d kills after %s", shown, time.Since(r.witness.began).Round(time.Second))
+		}
+		if r.rng.IntN(10) > 0 {
+			r.reading(relay)
+		}
+		pause(relay, r.upTo(500))
+		now := r.deals.troubles()
+		if r.plan.Only == nil && r.result.Kills >= long+500*r.result.Troubles[longOutage.name] {
+			now = longOutage
+		}
+		r.result.Troubles[now.name]++
+		end := now.begin(r, r.rng)
+		if now.name == longOutage.name {
+			relay = r.outlive(relay, r.plan.Long)
+		} else {
+			pause(relay, r.upTo(int(r.plan.Hold.Milliseconds())))
+		}
+		within := r.rng.IntN(2) == 0
+		if !within {
+			end()
+			pause(relay, r.upTo(700))
+		}
+		if now.name == "none" && r.rng.IntN(2) == 0 && r.witness.isRead(relay.began) {
+			since := r.ends()
+			pause(relay, r.upTo(500))
+			if r.drain(relay, since) {
+				relay = r.next()
+				continue
+			}
+		}
+		if r.point != "" {
+			pause(relay, 2*time.Second)
+		}
+		r.kill(relay)
+		if within {
+			end()
+		}
+		relay = r.next()
+	}
+	relay.kill()
+	return r.startRelay("")
+}
+
+var longOutage = trouble{"Kafka: long outage", func(r *run, _ *rand.Rand) func() {
+	r.cluster.leg.cut()
+	return r.cluster.leg.mend
+}}
+
+// outlive waits for a while in which the relay may meet its crash point; then another one waits on.
+func (r *run) outlive(relay *subject, d time.Duration) *subject {
+	over := time.After(d)
+	select {
+	case <-over:
+		return relay
+	case <-relay.done:
+		r.kill(relay)
+		r.point = ""
+		relay = r.startRelay("")
+		<-over
+		return relay
+	}
+}
+
+// next starts a relay, half of the time one that dies at a point.
+func (r *run) next() *subject {
+	r.point = ""
+	if r.plan.NoPoints || r.rng.IntN(2) == 0 {
+		return r.startRelay("")
+	}
+	r.point = r.deals.points()
+	return r.startRelay(fmt.Sprintf("%s:%d", r.point, 1+r.rng.IntN(points[r.point])))
+}
+
+// reading waits some time for the relay to read its slot.
+func (r *run) reading(relay *subject) {
+	deadline := time.After(3 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !r.witness.isRead(relay.began) {
+		select {
+		case <-tick.C:
+		case <-relay.done:
+			return
+		case <-deadline:
+			return
+		}
+	}
+}
+
+// kill makes an end of the relay, or finds that it has met its point.
+func (r *run) kill(relay *subject) {
+	if !relay.ended() {
+		relay.kill()
+		r.result.Kills++
+		return
+	}
+	if !relay.crashed() {
+		r.failed(fmt.Errorf("the relay gave up (%s):\n%s", relay.command.ProcessState, relay.tail()))
+		return
+	}
+	r.result.Kills++
+	r.result.Points[r.point]++
+}
+
+// drain asks a relay that reads the slot to end. What came since must be confirmed then. It reports whether the
+// relay did: it may have been at its crash point first.
+func (r *run) drain(relay *subject, since map[Place]int64) bool {
+	if err := relay.command.Process.Signal(syscall.SIGTERM); err != nil {
+		return false
+	}
+	select {
+	case <-relay.done:
+	case <-time.After(patience):
+		r.failed(fmt.Errorf("the relay does not drain:\n%s", relay.tail()))
+		return false
+	}
+	if relay.crashed() {
+		return false // at its point, on the way
+	}
+	if !relay.command.ProcessState.Success() {
+		r.failed(fmt.Errorf("draining: %s\n%s", relay.command.ProcessState, relay.tail()))
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, r.server.url())
+	if err == nil {
+		defer conn.Close(context.Background())
+		err = r.witness.sample(ctx, conn, r.kafka, since)
+	}
+	r.failed(err)
+	r.result.Drains++
+	return true
+}
+
+func (r *run) slotIsRead() error {
+	if !r.ask("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND active", slot, new(int)) {
+		return errors.New("nobody reads it")
+	}
+	return nil
+}
+
+// ends returns where the topics end, nothing if Kafka is away.
+func (r *run) ends() map[Place]int64 {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	all, err := ends(ctx, r.kafka)
+	r.failed(err)
+	return all
+}
+
+const confirmedSQL = `
+SELECT confirmed_flush_lsn::text, confirmed_flush_lsn >= $2::text::pg_lsn
+FROM pg_replication_slots
+WHERE slot_name = $1`
+
+// settle waits until the relay has confirmed, the judge decoded and the consumer received everything.
+func (r *run) settle(relay *subject) error {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, r.server.url())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	var end string
+	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_lsn()::text").Scan(&end); err != nil {
+		return err
+	}
+	caughtUp := r.await("everything is confirmed", func() error {
+		var confirmed string
+		var done bool
+		if err := conn.QueryRow(ctx, confirmedSQL, slot, end).Scan(&confirmed, &done); err != nil || done {
+			return err
+		}
+		return fmt.Errorf("the slot is confirmed up to %s of %s", confirmed, end)
+	})
+	if caughtUp != nil {
+		caughtUp = fmt.Errorf("%w\n%s", caughtUp, relay.tail())
+	}
+	decoded := r.await("the log is read", func() error {
+		r.witness.sampling.Lock()
+		defer r.witness.sampling.Unlock()
+		more, err := r.witness.readLog(ctx, conn)
+		if err == nil && more {
+			err = errors.New("there is more")
+		}
+		return err
+	})
+	received := r.await("the topics are read", func() error {
+		ends, err := ends(ctx, r.kafka)
+		if err != nil {
+			return err
+		}
+		return r.witness.has(ends)
+	})
+	return errors.Join(caughtUp, decoded, received)
+}
