@@ -27,7 +27,7 @@ var calls = []mutants.Fault{
 
 // Without the tag the relay's machine code is the one of a relay whose sources have no crash points; with it, it
 // is not.
-func TestCrashPointsAreNotInTheProduct(t *testing.T) {
+func TestCrashPointsAreNotPlantedInTheProduct(t *testing.T) {
 	t.Parallel()
 	sizes := func(binary string) map[string]string {
 		out, err := exec.CommandContext(t.Context(), "go", "tool", "nm", "-size", "-type", binary).Output()
