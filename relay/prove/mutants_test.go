@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -80,14 +81,13 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 	}{
 		"none":                          {"", []string{unreachable, refused, slow}},
 		"confirms what it has received": {Ahead, []string{unreachable}},
-		"an acknowledgement confirms the latest transaction": {Ahead, []string{slow}},
-		"confirms a keepalive while transactions wait":       {Ahead, []string{unreachable}},
-		"counts an error as an acknowledgement":              {Lost, []string{refused}},
-		"drops a batch that takes too long":                  {Lost, []string{unreachable}},
-		"a later success passes a failed record":             {Ahead, []string{refused}},
-		"drops a dead letter":                                {Lost, []string{"none"}},
-		"spreads a key over the partitions":                  {Disorder, []string{"none"}},
-		"reuses memory that records point to":                {Damaged, []string{slow}},
+		"confirms a keepalive while transactions wait": {Ahead, []string{unreachable}},
+		"counts an error as an acknowledgement":        {Lost, []string{refused}},
+		"drops a batch that takes too long":            {Lost, []string{unreachable}},
+		"a later success passes a failed record":       {Ahead, []string{refused}},
+		"drops a dead letter":                          {Lost, []string{"none"}},
+		"spreads a key over the partitions":            {Disorder, []string{"none"}},
+		"reuses memory that records point to":          {Damaged, []string{slow}},
 	} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
@@ -106,6 +106,22 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 		t.Parallel()
 		r := drained(t, binary, "confirms a commit's start")
 		r.mustFind(t, Undrained)
+	})
+	t.Run("an acknowledgement confirms the latest transaction", func(t *testing.T) {
+		t.Parallel()
+		p := plan{Seed: newSeed(), Rate: 600, Patience: 20 * time.Second}
+		r := begin(t, binary, "an acknowledgement confirms the latest transaction", p)
+		write := func(d time.Duration) {
+			writing, stop := context.WithTimeout(t.Context(), d)
+			defer stop()
+			r.failed(r.ledger.write(writing, p.Seed))
+		}
+		write(3 * time.Second)                                  // the relay gets to know the topics
+		r.cluster.leg.poison("latency", `{"latency": 500}`, up) // and now there are always transactions on their way
+		write(5 * time.Second)
+		r.cluster.leg.mend()
+		result := r.end(r.first)
+		result.mustFind(t, Ahead)
 	})
 	t.Run("takes a lost slot for an outage", func(t *testing.T) {
 		t.Parallel()
