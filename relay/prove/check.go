@@ -274,18 +274,34 @@ func (c *checker) sampleBefore(last int) *Sample {
 	return nil
 }
 
-// drained holds: a relay that was asked to end confirmed all that it had sent.
+// drained holds: a relay that was asked to end confirmed every transaction that it had sent. One of which it had
+// sent a part it could not confirm.
 func (c *checker) drained() {
+	size := map[LSN]int{} // rows of each transaction
+	for i := range c.h.Rows {
+		if c.h.Rows[i].happened() {
+			size[c.h.Rows[i].End]++
+		}
+	}
 	for _, s := range c.h.Samples {
 		if s.Since == nil {
 			continue
 		}
+		sent := map[LSN]map[int]bool{}
 		for n := range c.h.Records {
 			r := &c.h.Records[n]
 			i, known := c.rows[r.Event]
-			if known && r.Offset >= s.Since[r.Place] && r.Offset < s.Ends[r.Place] && c.h.Rows[i].End > s.Confirmed {
-				c.found(Undrained, i, "at %s a relay had ended that sent event %s, committed at %s, and had confirmed %s",
-					s.At.Round(time.Millisecond), r.Event, c.h.Rows[i].End, s.Confirmed)
+			if !known || r.Offset < s.Since[r.Place] || r.Offset >= s.Ends[r.Place] || c.h.Rows[i].End <= s.Confirmed {
+				continue
+			}
+			end := c.h.Rows[i].End
+			if sent[end] == nil {
+				sent[end] = map[int]bool{}
+			}
+			sent[end][i] = true
+			if len(sent[end]) == size[end] {
+				c.found(Undrained, i, "at %s a relay had ended that sent event %s, the last of the transaction committed at %s, and had confirmed %s",
+					s.At.Round(time.Millisecond), r.Event, end, s.Confirmed)
 			}
 		}
 	}

@@ -172,6 +172,9 @@ func TestRepeatsThatHaveACauseAreNoFault(t *testing.T) {
 		"an earlier relay had sent more than the one that was asked to end": func(h *History) {
 			h.Samples[1].Since = map[Place]int64{left: 2, right: 1, grave: 1}
 		},
+		"a relay that was asked to end had sent a part of a transaction": func(h *History) {
+			h.Samples[1].Since = map[Place]int64{left: 1, right: 1, grave: 1}
+		},
 		"the server forgot the confirmation in a crash": func(h *History) {
 			s := sample(time.Minute, 50, 5, 2, 1)
 			s.Epoch = 1
