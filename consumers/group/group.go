@@ -134,6 +134,7 @@ func (g *Group) options() []kgo.Opt {
 		kgo.ConsumerGroup(g.cfg.Name),
 		kgo.ConsumeTopics(topics...),
 		kgo.DisableAutoCommit(),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), // an emitter may publish in transactions
 		kgo.BlockRebalanceOnPoll(),
 		kgo.AdjustFetchOffsetsFn(g.adjust),
 		kgo.OnPartitionsAssigned(g.assigned),
