@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -405,6 +407,45 @@ func sum(t testing.TB, registry *prometheus.Registry, counter, label, value stri
 		}
 	}
 	return total
+}
+
+// A broker that does not know what is wrong with it says nothing about the rows: they wait.
+func TestABrokerThatIsBrokenMakesNoDeadLetters(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	var times atomic.Int64
+	kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		kafka.KeepControl()
+		produce := request.(*kmsg.ProduceRequest)
+		for _, topic := range produce.Topics {
+			for _, p := range topic.Partitions {
+				// Twice make a suspect and a dead letter of a row that is refused.
+				if bytes.Contains(p.Records, []byte("a-key")) && times.Add(1) <= 5 {
+					return refuseProduce(produce, kerr.UnknownServerError), nil, true
+				}
+			}
+		}
+		return nil, nil, false
+	})
+	cfg := config(url, kafka)
+	cfg.KafkaOptions = []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}
+	startReady(t, cfg)
+	conn := connect(t, url)
+	const rows = 20
+	for i := range rows {
+		insertRow(t, conn, "orders", "a-key", fmt.Sprint(i))
+	}
+	end := ask[string](t, conn, walEndSQL)
+	reader := kafka.reader(t, "orders")
+	takeInOrder(t, reader, rows)
+	confirmedPast(t, conn, cfg.Slot, end)
+	if n := times.Load(); n <= 5 {
+		t.Errorf("the broker was broken %d times only", n)
+	}
+	topics, err := kadm.NewClient(reader.client).ListTopics(t.Context(), cfg.Slot+".relay.dlq")
+	if err != nil || topics.Has(cfg.Slot+".relay.dlq") {
+		t.Errorf("there is a dead-letter topic (%v)", err)
+	}
 }
 
 func TestRecordThatTheBrokerRefusesIsSentAgainWithAllBehindIt(t *testing.T) {

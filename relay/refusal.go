@@ -70,13 +70,12 @@ func (p *publisher) alone(r *row) bool {
 	return r.transaction.lsn <= p.suspects.until && r.topic.name == p.suspects.topic
 }
 
-// refused tells a broker's no from a broker that is away.
-func refused(err error) bool {
-	var no *kerr.Error
-	return errors.As(err, &no) && !(no.Retriable && reason(err) == reasonRejected) && !ofProducer(err)
-}
+// refused tells a no to the row from a broker that is away, broken, or done with this producer: what is not known
+// to be the row's fault is an outage.
+func refused(err error) bool { return reason(err) != "" }
 
-// reason classifies an error of Kafka's for the label of relay_publish_errors_total.
+// reason classifies an error of Kafka's for the label of relay_publish_errors_total; "" when it is not about the
+// row.
 func reason(err error) string {
 	switch {
 	case errors.Is(err, kerr.MessageTooLarge), errors.Is(err, kerr.RecordListTooLarge):
@@ -87,9 +86,10 @@ func reason(err error) string {
 		return reasonUnknownTopic
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
 		return reasonDenied
-	default:
+	case errors.Is(err, kerr.InvalidRecord), errors.Is(err, kerr.InvalidTimestamp), errors.Is(err, kerr.UnsupportedForMessageFormat):
 		return reasonRejected
 	}
+	return ""
 }
 
 // remedies says what to do about a refused record, by reason.

@@ -2,12 +2,10 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/relay/pgoutput"
@@ -208,17 +206,4 @@ func (t *transactional) due() error {
 		return nil // a position alone is worth a transaction a second
 	}
 	return t.end(t.life)
-}
-
-// ofProducer reports whether err concerns the producer and not the record: it was fenced, its transaction
-// was aborted, or its sequence is lost. A new session gets a new one.
-func ofProducer(err error) bool {
-	for _, of := range []*kerr.Error{kerr.ProducerFenced, kerr.InvalidProducerEpoch, kerr.InvalidProducerIDMapping,
-		kerr.UnknownProducerID, kerr.OutOfOrderSequenceNumber, kerr.InvalidTxnState, kerr.TransactionAbortable,
-		kerr.ConcurrentTransactions, kerr.TransactionCoordinatorFenced, kerr.TransactionalIDAuthorizationFailed} {
-		if errors.Is(err, of) {
-			return true
-		}
-	}
-	return false
 }
