@@ -38,11 +38,14 @@ type pass interface {
 
 // ours is converge relay, in a process of its own for each pass.
 type ours struct {
-	binary, dir, url string
-	brokers          []string
+	title, binary, dir, url string
+	brokers                 []string
 }
 
-func (o *ours) name() string { return "converge" }
+// ourName is the relay to which the others are compared.
+const ourName = "converge"
+
+func (o *ours) name() string { return o.title }
 
 func (o *ours) start(_ context.Context, t task) (pass, error) {
 	ports, err := freePorts(1)
@@ -91,7 +94,9 @@ func (a *alone) stop(ctx context.Context) error {
 // yardstick is pg_recvlogical, which throws away what it receives and ends where the backlog does.
 type yardstick struct{ binary, dir, url string }
 
-func (y *yardstick) name() string { return "pg_recvlogical" }
+const yardstickName = "pg_recvlogical"
+
+func (y *yardstick) name() string { return yardstickName }
 
 func (y *yardstick) start(_ context.Context, t task) (pass, error) {
 	c, err := startProcess(exec.Command(y.binary, "--dbname", y.url, "--slot", t.slot, "--start", "--no-loop", "--file", "/dev/null",

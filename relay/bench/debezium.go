@@ -109,7 +109,9 @@ func startDebezium(ctx context.Context, libs, dir, databaseURL string, brokers [
 	return d, nil
 }
 
-func (d *debezium) name() string { return "Debezium" }
+const debeziumName = "Debezium"
+
+func (d *debezium) name() string { return debeziumName }
 
 // call asks the worker's REST interface.
 func (d *debezium) call(ctx context.Context, method, path string, body any) error {

@@ -43,7 +43,7 @@ const (
 
 func main() {
 	var o options
-	flag.StringVar(&o.relay, "relay", "bin/converge", "the program whose relay is measured")
+	flag.StringVar(&o.relay, "relay", "bin/converge", "the program whose relay is measured; several, separated by commas, compare builds")
 	flag.StringVar(&o.json, "json", "", "also write all measurements to this `file`")
 	flag.StringVar(&o.cache, "cache", ".cache", "`directory` that keeps Debezium's jars")
 	flag.BoolVar(&o.small, "small", false, "embedded Kafka, no Debezium, a tenth of the rows: a minute, and no Java")
@@ -112,8 +112,10 @@ func (o *options) settle() ([]trial, error) {
 	if runtime.GOOS != "linux" {
 		return nil, errors.New("processor time and memory of the contenders are read from Linux's /proc: run it there")
 	}
-	if _, err := os.Stat(o.relay); err != nil {
-		return nil, fmt.Errorf("looking for the relay: %w: make build makes it", err)
+	for binary := range strings.SplitSeq(o.relay, ",") {
+		if _, err := os.Stat(binary); err != nil {
+			return nil, fmt.Errorf("looking for the relay: %w: make build makes it", err)
+		}
 	}
 	if !o.small {
 		for _, command := range []string{"java", "mvn"} {
@@ -172,7 +174,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer b.kafka.close()
 	r := &Report{Date: time.Now().UTC(), Machine: describeMachine(), Scale: o.scale, Rounds: o.rounds, Small: o.small,
-		Versions: map[string]string{"converge": firstLine(o.relay, "version"), "PostgreSQL": strconv.Itoa(postgres.Version), "Kafka": b.kafka.version}}
+		Versions: map[string]string{"converge": firstLine(strings.Split(o.relay, ",")[0], "version"), "PostgreSQL": strconv.Itoa(postgres.Version), "Kafka": b.kafka.version}}
 	stop, err := b.enter(ctx, o, dir, postgres, r)
 	if err != nil {
 		return err
@@ -195,11 +197,16 @@ func (b *bench) enter(ctx context.Context, o options, dir string, postgres *sand
 	stop = func() {}
 	url := postgres.URL()
 	if o.takesPart("converge") {
-		binary, err := filepath.Abs(o.relay)
-		if err != nil {
-			return stop, fmt.Errorf("looking for the relay: %w", err)
+		for binary := range strings.SplitSeq(o.relay, ",") {
+			if binary, err = filepath.Abs(binary); err != nil {
+				return stop, fmt.Errorf("looking for the relay: %w", err)
+			}
+			relay := &ours{title: ourName, binary: binary, dir: dir, url: url, brokers: b.kafka.brokers}
+			if len(b.rivals) > 0 {
+				relay.title = filepath.Base(binary)
+			}
+			b.rivals = append(b.rivals, relay)
 		}
-		b.rivals = append(b.rivals, &ours{binary, dir, url, b.kafka.brokers})
 	}
 	if o.takesPart("pg_recvlogical") {
 		binary := filepath.Join(postgres.Bin, "pg_recvlogical")

@@ -136,27 +136,53 @@ func (r *Report) cases() (names []string) {
 	return names
 }
 
+// quotient is something to compare: less of it is better.
+type quotient struct {
+	to, of string
+	cost   func(m Measurement) float64
+}
+
+// others returns the contenders that are no fixed ones.
+func (r *Report) others() (names []string) {
+	for _, name := range r.cases() {
+		for _, contender := range r.contenders(name) {
+			if !slices.Contains([]string{ourName, yardstickName, debeziumName}, contender) && !slices.Contains(names, contender) {
+				names = append(names, contender)
+			}
+		}
+	}
+	return names
+}
+
 // compare forms the ratios. Like is compared with like: with pg_recvlogical from the start to the end, with Debezium
 // from the first row to the last, which leaves out what a connector needs to start.
 func (r *Report) compare(trials []trial) {
-	quotients := []struct {
-		to, of string
-		ours   func(m Measurement) float64 // less is better
-	}{
-		{"pg_recvlogical", "rows/s, start to end", func(m Measurement) float64 { return m.Seconds }},
-		{"Debezium", "rows/s, first to last", func(m Measurement) float64 { return m.FirstToLast }},
-		{"Debezium", "p50", func(m Measurement) float64 { return m.P50 }},
-		{"Debezium", "p99", func(m Measurement) float64 { return m.P99 }},
-		{"Debezium", "CPU", func(m Measurement) float64 { return m.CPU }},
-		{"Debezium", "peak memory", func(m Measurement) float64 { return float64(m.PeakBytes) }},
+	quotients := []quotient{
+		{yardstickName, "rows/s, start to end", func(m Measurement) float64 { return m.Seconds }},
+		{debeziumName, firstToLast, func(m Measurement) float64 { return m.FirstToLast }},
+		{debeziumName, "p50", func(m Measurement) float64 { return m.P50 }},
+		{debeziumName, "p99", func(m Measurement) float64 { return m.P99 }},
+		{debeziumName, "CPU", func(m Measurement) float64 { return m.CPU }},
+		{debeziumName, "peak memory", func(m Measurement) float64 { return float64(m.PeakBytes) }},
+	}
+	// Another build of the relay is compared in everything.
+	for _, name := range r.others() {
+		quotients = append(quotients,
+			quotient{name, "rows/s, start to end", func(m Measurement) float64 { return m.Seconds }},
+			quotient{name, "CPU", func(m Measurement) float64 { return m.CPU }},
+			quotient{name, "walsender CPU", func(m Measurement) float64 { return m.WALSenderCPU }},
+			quotient{name, "broker CPU", func(m Measurement) float64 { return m.BrokerCPU }},
+			quotient{name, "p50", func(m Measurement) float64 { return m.P50 }},
+			quotient{name, "p99", func(m Measurement) float64 { return m.P99 }},
+			quotient{name, "peak memory", func(m Measurement) float64 { return float64(m.PeakBytes) }})
 	}
 	for _, t := range trials {
-		us := r.of(t.Name, "converge")
+		us := r.of(t.Name, ourName)
 		for _, q := range quotients {
 			them := r.of(t.Name, q.to)
 			var rounds []float64
 			for i := range min(len(us), len(them)) {
-				if mine, theirs := q.ours(us[i]), q.ours(them[i]); mine > 0 && theirs > 0 {
+				if mine, theirs := q.cost(us[i]), q.cost(them[i]); mine > 0 && theirs > 0 {
 					rounds = append(rounds, theirs/mine)
 				}
 			}
@@ -167,14 +193,16 @@ func (r *Report) compare(trials []trial) {
 	}
 }
 
+const firstToLast = "rows/s, first to last"
+
 // aim returns the ratio that is aimed at, 0 if none is.
 func (t trial) aim(to, of string) float64 {
 	switch {
-	case of == "rows/s, start to end":
+	case to == yardstickName:
 		return 1
-	case of == "rows/s, first to last" && t.perTransaction == 1:
+	case to == debeziumName && of == firstToLast && t.perTransaction == 1:
 		return 3
-	case of == "rows/s, first to last":
+	case to == debeziumName && of == firstToLast:
 		return 4
 	}
 	return 0
