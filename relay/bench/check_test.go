@@ -105,10 +105,12 @@ func TestSpreads(t *testing.T) {
 
 // A ratio above 1 says that we are better, whatever is compared.
 func TestRatiosAreFormedWithinARound(t *testing.T) {
-	m := func(contender string, seconds, p99 float64) Measurement {
-		return Measurement{Case: "c", Contender: contender, Rows: 100, Seconds: seconds, FirstToLast: seconds, P99: p99}
+	m := func(round int, contender string, seconds, p99 float64) Measurement {
+		return Measurement{Case: "c", Contender: contender, Round: round, Rows: 100, Seconds: seconds, FirstToLast: seconds, P99: p99}
 	}
-	r := Report{Measurements: []Measurement{m("converge", 1, 5), m("Debezium", 4, 20), m("converge", 10, 5), m("Debezium", 80, 5)}}
+	r := Report{Measurements: []Measurement{m(1, "converge", 1, 5), m(1, "Debezium", 4, 20),
+		m(2, "converge", 1, 5), // in which Debezium failed
+		m(3, "converge", 10, 5), m(3, "Debezium", 80, 5)}}
 	r.compare([]trial{{Name: "c", perTransaction: 100}})
 	want := []Ratio{
 		{Case: "c", To: "Debezium", Of: "rows/s, first to last", Value: Spread{6, 4, 8}, Aim: 4},

@@ -180,16 +180,15 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer stop()
-	if err := b.measure(ctx, trials); err != nil {
-		return err
-	}
+	err = b.measure(ctx, trials)
+	// What was measured before a failure or a signal is shown too.
 	r.Measurements, r.Seconds = b.completed, time.Since(began).Seconds()
 	r.compare(trials)
 	r.print(os.Stdout)
 	if o.json != "" {
-		return r.write(o.json)
+		err = errors.Join(err, r.write(o.json))
 	}
-	return nil
+	return errors.Join(append(b.failures, err)...)
 }
 
 // enter gets the contenders ready.
@@ -249,12 +248,14 @@ func (b *bench) measure(ctx context.Context, trials []trial) error {
 				warm.rows = max(1000, t.rows/2)
 			}
 			b.rounds = 1
-			if err := b.run(ctx, warm); err != nil {
+			err := b.run(ctx, warm)
+			b.completed = nil
+			if err != nil {
 				return err
 			}
 		}
 	}
-	b.rounds, b.completed = rounds, nil
+	b.rounds = rounds
 	for _, t := range trials {
 		if err := b.run(ctx, t); err != nil {
 			return err

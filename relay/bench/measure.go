@@ -58,6 +58,7 @@ type bench struct {
 	seconds   int // of a steady pass
 	passes    int
 	completed []Measurement
+	failures  []error // of passes, which then are no result
 }
 
 // patience bounds every wait for progress.
@@ -104,7 +105,14 @@ func (b *bench) run(ctx context.Context, t trial) error {
 			}
 			m, err := b.pass(ctx, t, c, end)
 			if err != nil {
-				return fmt.Errorf("%s, %s, round %d: %w", t.Name, c.name(), round, err)
+				err = fmt.Errorf("%s, %s, round %d: %w", t.Name, c.name(), round, err)
+				if ctx.Err() != nil {
+					return err
+				}
+				// The others are measured all the same.
+				progress("%v", err)
+				b.failures = append(b.failures, err)
+				continue
 			}
 			m.Case, m.Contender, m.Round, m.Rows = t.Name, c.name(), round, t.rows
 			b.completed = append(b.completed, m)

@@ -181,8 +181,12 @@ func (r *Report) compare(trials []trial) {
 		for _, q := range quotients {
 			them := r.of(t.Name, q.to)
 			var rounds []float64
-			for i := range min(len(us), len(them)) {
-				if mine, theirs := q.cost(us[i]), q.cost(them[i]); mine > 0 && theirs > 0 {
+			for _, m := range us {
+				at := slices.IndexFunc(them, func(other Measurement) bool { return other.Round == m.Round })
+				if at < 0 {
+					continue // it failed
+				}
+				if mine, theirs := q.cost(m), q.cost(them[at]); mine > 0 && theirs > 0 {
 					rounds = append(rounds, theirs/mine)
 				}
 			}
