@@ -39,9 +39,6 @@ const (
 	// transactionGrace is how long a drain reads on to the end of a transaction that it is in.
 	transactionGrace = 500 * time.Millisecond
 	finishTimeout    = 2 * time.Second
-	// behindAfter is the age, by the server's clock alone, at which a transaction that arrives means
-	// that there is a backlog.
-	behindAfter = 20 * time.Millisecond
 )
 
 // runSession streams until ctx ends and all is drained (nil or ErrDrainTimedOut), or an error.
@@ -290,7 +287,7 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 		if s.exact != nil {
 			s.skip = s.exact.opened(begin.CommitLSN)
 		}
-		s.wire.behind = header.Micros-begin.Micros > behindAfter.Microseconds()
+		s.wire.lag = time.Duration(header.Micros-begin.Micros) * time.Microsecond
 	case pgoutput.KindCommit:
 		commit, err := pgoutput.ParseCommit(message)
 		if err != nil {

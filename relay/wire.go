@@ -33,11 +33,14 @@ type wire struct {
 	cur  *arena
 	r, w int
 
-	// behind means that a backlog is coming in, where a few milliseconds more do not matter.
-	behind bool
+	// lag is how old the transaction that comes in is, by the server's clock alone.
+	lag time.Duration
 
 	little   time.Time // when the last read ended, if it brought little
 	unpushed int       // bytes read since the last push
+	brought  int       // bytes read since the last breath
+	// pace is the longest breath that does not make the server wait.
+	pace time.Duration
 	// waiting is when the read that is under way began, in Unix nanoseconds, 0 when none is. A reader
 	// that waits for memory is not waiting for the server.
 	waiting atomic.Int64
@@ -199,9 +202,14 @@ const (
 	smallestRead = 4 << 10
 	// gulp is what a read should bring while much is coming, and breath how long it is worth waiting
 	// for. A push costs about 0.2 ms of processor time, whatever it carries.
-	gulp         = 16 << 10
-	breath       = time.Millisecond
-	breathBehind = 5 * time.Millisecond
+	gulp   = 16 << 10
+	breath = time.Millisecond
+	// A backlog is worth waiting for longer: a part of its age, in which nobody sees a difference.
+	lagPart       = 4
+	longestBreath = 50 * time.Millisecond
+	// ample is what a breath should bring at most. A connection on one machine holds about 4 MB; a server that
+	// finds it full waits.
+	ample = 2 << 20
 	// batch is how much is read at most before it is pushed on, while much is coming.
 	batch = 256 << 10
 	// largestFrame is PostgreSQL's own limit for a message.
@@ -274,7 +282,8 @@ func (w *wire) fill(ctx context.Context, need int) error {
 	w.waiting.Store(0)
 	w.w += n
 	w.unpushed += n
-	if n < gulp {
+	w.brought += n
+	if n < gulp && w.w < len(w.cur.buf) {
 		w.little = time.Now()
 	}
 	switch {
@@ -302,10 +311,13 @@ func (w *wire) breathe() {
 	if w.little.IsZero() {
 		return
 	}
-	breath := breath
-	if w.behind {
-		breath = breathBehind
+	if w.brought > ample {
+		w.pace = w.pace * ample / time.Duration(w.brought)
+	} else {
+		w.pace = min(2*max(w.pace, breath), longestBreath)
 	}
+	w.brought = 0
+	breath := max(breath, min(w.lag/lagPart, w.pace))
 	if wait := breath - time.Since(w.little); wait > 0 {
 		time.Sleep(wait)
 	}
