@@ -110,6 +110,17 @@ func slotFree(t testing.TB, conn *pgx.Conn, slot string) func() error {
 	}
 }
 
+// slotRead is whether somebody reads the slot. While it is being created it is active too, waits for all
+// transactions of the server and keeps nothing yet.
+func slotRead(t testing.TB, conn *pgx.Conn, slot string) func() error {
+	return func() error {
+		if !ask[bool](t, conn, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active AND confirmed_flush_lsn IS NOT NULL)", slot) {
+			return errors.New("nobody reads it")
+		}
+		return nil
+	}
+}
+
 // TestBackfillMendsALostSlot: what the slot missed is in the tables.
 func TestBackfillMendsALostSlot(t *testing.T) {
 	t.Parallel()

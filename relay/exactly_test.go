@@ -2,7 +2,6 @@ package relay_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -88,12 +87,7 @@ func exactlyOnceTest(t *testing.T, binary string, brokers []string, kills int, s
 	c := childConfig{DatabaseURL: url, Brokers: brokers, Slot: uniqueSlot(), ExactlyOnce: true}
 	relayProcess := startChild(t, binary, c)
 	conn := connect(t, url)
-	eventually(t, "the slot exists", func() error {
-		if !ask[bool](t, conn, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", c.Slot) {
-			return errors.New("it does not")
-		}
-		return nil
-	})
+	eventually(t, "the slot is read", slotRead(t, conn, c.Slot))
 	var book ledger
 	writing, stopWriting := context.WithCancel(t.Context())
 	var writers sync.WaitGroup
@@ -182,12 +176,7 @@ func TestRelayThatWasCutOffCannotCommit(t *testing.T) {
 	behind.Host = network.address
 	c := childConfig{DatabaseURL: behind.String(), Brokers: kafka.addrs(), Slot: uniqueSlot(), ExactlyOnce: true}
 	zombie := startChild(t, self, c)
-	eventually(t, "the slot is read", func() error {
-		if slotFree(t, conn, c.Slot)() == nil {
-			return errors.New("nobody reads it")
-		}
-		return nil
-	})
+	eventually(t, "the slot is read", slotRead(t, conn, c.Slot))
 	const rows = 60_000
 	execute(t, conn, insertLargeSQL, 0, rows)
 	kafka.reader(t, "topic-0").next(t) // uncommitted records count here

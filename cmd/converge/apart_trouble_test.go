@@ -40,7 +40,7 @@ func TestEndToEndApartWhatStartsWithoutKafkaWaitsAndSaysSo(t *testing.T) {
 	at := []string{"--database", database, "--brokers", kafka.Brokers()}
 	a := &apart{t: t, processes: map[string]*running{
 		"orders":  start(t, freeAddr(t), append([]string{"serve", "orders", "--format", "json"}, at...)...),
-		"relay":   start(t, freeAddr(t), append([]string{"relay", "--on-missing-slot", "create"}, at...)...),
+		"relay":   start(t, freeAddr(t), append([]string{"relay", "--on-missing-slot", "backfill"}, at...)...),
 		"console": start(t, freeAddr(t), append([]string{"console"}, at...)...),
 	}}
 	for _, name := range a.names() {
@@ -74,7 +74,7 @@ func TestEndToEndApartWhatStartsWithoutItsDatabaseWaitsAndSaysWhatToDo(t *testin
 	database := "postgres://converge@" + addr + "/converge"
 	at := []string{"--database", database, "--brokers", kafka.Brokers()}
 	a.processes["orders"] = start(t, freeAddr(t), append([]string{"serve", "orders", "--format", "json"}, at...)...)
-	a.processes["relay"] = start(t, freeAddr(t), append([]string{"relay", "--on-missing-slot", "create", "--table", "orders.outbox"}, at...)...)
+	a.processes["relay"] = start(t, freeAddr(t), append([]string{"relay", "--on-missing-slot", "backfill", "--table", "orders.outbox"}, at...)...)
 	for _, name := range a.names() {
 		a.unready(name, "database")
 	}
@@ -140,7 +140,7 @@ func TestEndToEndApartADatabaseWithoutLogicalDecodingIsRefusedWithTheFix(t *test
 	migrate(t, "--database", database, "--brokers", kafka.Brokers())
 	for name, args := range map[string][]string{
 		"up":    {"up", "--dir", t.TempDir(), "--database", database, "--brokers", kafka.Brokers(), "--registry", freeAddr(t)},
-		"relay": {"relay", "--on-missing-slot", "create", "--database", database, "--brokers", kafka.Brokers()},
+		"relay": {"relay", "--on-missing-slot", "backfill", "--database", database, "--brokers", kafka.Brokers()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := start(t, freeAddr(t), args...)

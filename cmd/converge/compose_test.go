@@ -173,8 +173,8 @@ func TestConvergeUnderstandsEveryCommandOfTheComposeFile(t *testing.T) {
 func TestPlantedFaultsInTheComposeFilesCommandsAreReported(t *testing.T) {
 	text := composeText(t)
 	for wanted, change := range map[string][2]string{
-		"unknown flag --slots":         {"--on-missing-slot, create", "--slots, create"},
-		"must be one of":               {"--on-missing-slot, create", "--on-missing-slot, made"},
+		"unknown flag --slots":         {"--on-missing-slot, backfill", "--slots, create"},
+		"must be one of":               {"--on-missing-slot, backfill", "--on-missing-slot, made"},
 		"unexpected argument server":   {"[serve, billing", "[server, billing"},
 		"no service \"biling\"":        {"[serve, billing", "[serve, biling"},
 		"no container serves it":       {"[serve, billing", "[serve, orders"},

@@ -369,7 +369,8 @@ func (r *run) drain(relay *subject, since map[Place]int64) bool {
 }
 
 func (r *run) slotIsRead() error {
-	if !r.ask("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND active", slot, new(int)) {
+	// While the slot is being created it is active too, and keeps nothing yet.
+	if !r.ask("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND active AND confirmed_flush_lsn IS NOT NULL", slot, new(int)) {
 		return errors.New("nobody reads it")
 	}
 	return nil
