@@ -33,7 +33,8 @@ const (
 // server is a PostgreSQL of the run's own, the relay's way to it and what has become of it.
 type server struct {
 	t        testing.TB
-	postgres *sandbox.Postgres
+	postgres *sandbox.Postgres // the one that runs now: the test's own goroutine's
+	address  string            // a restart keeps it
 	settings map[string]string
 	epoch    atomic.Int64 // changes whenever it may have forgotten confirmations
 	leg      *leg
@@ -43,6 +44,7 @@ func startServer(t testing.TB, settings map[string]string) *server {
 	t.Helper()
 	s := &server{t: t, settings: settings}
 	s.start(t.TempDir(), 0)
+	s.address = s.postgres.URL()
 	t.Cleanup(func() { // one that was stopped in its tracks cannot end
 		if err := s.stop(syscall.SIGINT); err != nil {
 			t.Logf("stopping PostgreSQL: %v", err)
@@ -67,11 +69,11 @@ func (s *server) start(dir string, port int) {
 }
 
 // url is the way for everyone but the relay.
-func (s *server) url() string { return s.postgres.URL() }
+func (s *server) url() string { return s.address }
 
 // relayURL goes through the leg.
 func (s *server) relayURL() string {
-	u, err := url.Parse(s.postgres.URL())
+	u, err := url.Parse(s.address)
 	if err != nil {
 		s.t.Fatal(err)
 	}
