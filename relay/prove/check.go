@@ -21,7 +21,7 @@ const (
 	Disorder  Property = "disorder"  // a key's rows first came in another order than their commits, or on two partitions
 	Damaged   Property = "damaged"   // a record's topic, key, headers or value are not the row's
 	Ahead     Property = "ahead"     // a position was confirmed behind a row that Kafka did not have
-	Repeated  Property = "repeated"  // a row came again although it had been confirmed
+	Repeated  Property = "repeated"  // a row came again although it had been confirmed, or was to come once
 	Undrained Property = "undrained" // a relay that ended when it was asked left what it had sent unconfirmed
 	Untrusted Property = "untrusted" // the evidence contradicts itself: no verdict
 )
@@ -137,7 +137,7 @@ func (c *checker) readTopics() {
 	next := map[Place]int64{}
 	for n := range c.h.Records {
 		r := &c.h.Records[n]
-		if r.Offset != next[r.Place] {
+		if r.Offset < next[r.Place] || r.Offset > next[r.Place] && !c.h.Once {
 			c.found(Untrusted, -1, "%s/%d: offset %d was read where %d was due", r.Place.Topic, r.Place.Partition, r.Offset, next[r.Place])
 		}
 		next[r.Place] = r.Offset + 1
@@ -241,12 +241,16 @@ func (c *checker) notAhead() {
 }
 
 // notRepeated holds: what was confirmed does not come again, but for what a killed relay had sent, and for what
-// the server forgot in a crash.
+// the server forgot in a crash. What is published exactly once never does.
 func (c *checker) notRepeated() {
 	for i, repeats := range c.again {
 		row := &c.h.Rows[i]
 		for _, n := range repeats {
 			r := &c.h.Records[n]
+			if c.h.Once {
+				c.found(Repeated, i, "event %s came again at %s/%d offset %d, and was to come once", r.Event, r.Place.Topic, r.Place.Partition, r.Offset)
+				continue
+			}
 			// The record came after sample number last and before the next one.
 			last := sort.Search(len(c.h.Samples), func(s int) bool { return c.h.Samples[s].Ends[r.Place] > r.Offset }) - 1
 			if last < 0 {

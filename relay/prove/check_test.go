@@ -140,6 +140,7 @@ func TestJudgeFindsEachFault(t *testing.T) {
 		"the log has what nobody wrote":                 {Untrusted, "no writer wrote", func(h *History) { h.Strangers = append(h.Strangers, event(50)) }},
 		"the order of a key is not that of its commits": {Untrusted, "stands in place 3", func(h *History) { h.Rows[5].End = 150; h.Samples = h.Samples[:2] }},
 		"an offset was not read":                        {Untrusted, "offset 5 was read where 4 was due", func(h *History) { h.Records[4].Offset = 5; h.Samples = h.Samples[:3] }},
+		"what was to come once came again":              {Repeated, "was to come once", func(h *History) { h.Once = true }},
 		"an event was used twice":                       {Untrusted, "in the ledger twice", func(h *History) { h.Rows[6].Event = event(3) }},
 	}
 	for name, fault := range faults {

@@ -77,4 +77,7 @@ type History struct {
 	Samples []Sample // by time
 	// Strangers are the events of committed rows in the log that no writer wrote.
 	Strangers []uuid.UUID
+	// Once means that the relay publishes exactly once: Records are the committed ones, between which offsets are
+	// missing, and none may come again.
+	Once bool
 }

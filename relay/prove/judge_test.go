@@ -1,10 +1,12 @@
 package prove
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,20 +22,22 @@ import (
 type witness struct {
 	server *server
 	began  time.Time
+	once   bool // the records are those of committed transactions
 
 	sampling sync.Mutex // held while a sample is taken, so that they stand in their order
 
 	mu      sync.Mutex // guards all below
 	ends    map[uuid.UUID]LSN
 	records map[Place][]Record
-	changed []Record // that took the place of others
+	next    map[Place]int64 // the offset behind what was read, transactions' ends included
+	changed []Record        // that took the place of others
 	samples []Sample
 	missed  int           // samples that could not be taken because a side was away
 	reader  time.Duration // when the relay's slot was last seen to have a reader, since the run began
 }
 
-func newWitness(s *server) *witness {
-	return &witness{server: s, began: time.Now(), ends: map[uuid.UUID]LSN{}, records: map[Place][]Record{}}
+func newWitness(s *server, once bool) *witness {
+	return &witness{server: s, began: time.Now(), once: once, ends: map[uuid.UUID]LSN{}, records: map[Place][]Record{}, next: map[Place]int64{}}
 }
 
 const (
@@ -261,10 +265,15 @@ func (w *witness) consume(ctx context.Context, kafka *kgo.Client) {
 		w.mu.Lock()
 		fetches.EachRecord(func(r *kgo.Record) {
 			place := Place{r.Topic, r.Partition}
+			w.next[place] = max(w.next[place], r.Offset+1)
+			if r.Attrs.IsControl() {
+				return
+			}
 			now, all := received(r, place), w.records[place]
 			// A client that lost its broker may begin anew. What it reads twice must be the same.
 			if n := len(all); n > 0 && r.Offset <= all[n-1].Offset {
-				if i := r.Offset - all[0].Offset; i < 0 || all[i] != now {
+				i, found := slices.BinarySearchFunc(all, r.Offset, func(r Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
+				if !found || all[i] != now {
 					w.changed = append(w.changed, now)
 				}
 				return
@@ -310,8 +319,8 @@ func (w *witness) has(ends map[Place]int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for place, end := range ends {
-		if n := len(w.records[place]); n > 0 && w.records[place][n-1].Offset+1 < end || n == 0 && end > 0 {
-			return fmt.Errorf("%s/%d is read up to number %d of %d", place.Topic, place.Partition, n, end)
+		if w.next[place] < end {
+			return fmt.Errorf("%s/%d is read up to offset %d of %d", place.Topic, place.Partition, w.next[place], end)
 		}
 	}
 	return nil
@@ -321,7 +330,7 @@ func (w *witness) has(ends map[Place]int64) error {
 func (w *witness) history(l *ledger) *History {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := &History{Samples: w.samples}
+	h := &History{Samples: w.samples, Once: w.once}
 	h.Rows, h.Strangers = l.finished(w.ends)
 	for _, records := range w.records {
 		h.Records = append(h.Records, records...)

@@ -10,6 +10,7 @@ import (
 
 var (
 	kills = flag.Int("prove.kills", 20, "how often to kill the relay")
+	once  = flag.Bool("prove.exactly-once", false, "have the relay publish exactly once")
 	seed  = flag.Uint64("prove.seed", 0, "repeat the plan of an earlier run; 0 makes a new one")
 )
 
@@ -25,7 +26,7 @@ func newSeed() uint64 {
 
 func TestRelayLosesNothing(t *testing.T) {
 	t.Parallel()
-	p := plan{Kills: *kills, Seed: newSeed(), Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience}
+	p := plan{Kills: *kills, Seed: newSeed(), Once: *once, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience}
 	if *kills >= complete {
 		p.Long = time.Minute
 	}
@@ -40,7 +41,7 @@ func TestRelayLosesNothing(t *testing.T) {
 	if *kills < complete {
 		return
 	}
-	for point := range points {
+	for _, point := range p.points() {
 		if r.Points[point] == 0 {
 			t.Errorf("no relay died at the point %s", point)
 		}
@@ -50,6 +51,14 @@ func TestRelayLosesNothing(t *testing.T) {
 			t.Errorf("nothing was seen of the trouble %s", trouble.name)
 		}
 	}
+}
+
+// A relay that publishes exactly once repeats nothing, killed in trouble of every kind.
+func TestRelayThatPublishesExactlyOnceRepeatsNothing(t *testing.T) {
+	t.Parallel()
+	r := prove(t, buildRelay(t), "", plan{Kills: 8, Seed: newSeed(), Once: true, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience})
+	t.Logf("\n%s", r.table())
+	r.mustPass(t)
 }
 
 // mustPass fails the test unless the run went well and the judge found nothing.

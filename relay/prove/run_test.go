@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -22,6 +21,7 @@ type plan struct {
 	Kills int     `json:"kills"`
 	Seed  uint64  `json:"seed"`
 	Rate  float64 `json:"rows_per_second"`
+	Once  bool    `json:"exactly_once"` // the relay publishes exactly once
 
 	Hold time.Duration `json:"-"` // of a trouble, at most
 	Long time.Duration `json:"-"` // of Kafka's long outage, which comes once in every 500 kills, and once at least
@@ -114,7 +114,7 @@ func begin(t testing.TB, binary, plant string, p plan) *run {
 	r := &run{t: t, plan: p, rng: rand.New(rand.NewPCG(p.Seed, 0)), binary: binary, plant: plant, logs: t.TempDir(),
 		server: startServer(t, nil), cluster: startCluster(t)}
 	r.result = result{Plan: p, Points: map[string]int{}, Troubles: map[string]int{}}
-	r.witness = newWitness(r.server)
+	r.witness = newWitness(r.server, p.Once)
 	r.ledger = &ledger{url: r.server.url(), rate: p.Rate}
 	r.prepare()
 
@@ -125,7 +125,11 @@ func begin(t testing.TB, binary, plant string, p plan) *run {
 	r.slotMade = true
 
 	r.kafka = r.cluster.client()
-	consumer := r.cluster.client(kgo.ConsumeTopics(allTopics()...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
+	reading := []kgo.Opt{kgo.ConsumeTopics(allTopics()...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100 * time.Millisecond), kgo.KeepControlRecords()}
+	if p.Once {
+		reading = append(reading, kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+	}
+	consumer := r.cluster.client(reading...)
 	life, stop := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { r.witness.consume(life, consumer) })
@@ -222,7 +226,7 @@ func (r *run) shuffle() {
 		all = append(all, slices.Repeat([]trouble{none}, 6)...)
 	}
 	r.deals.troubles = deck(r.rng, all)
-	r.deals.points = deck(r.rng, slices.Sorted(maps.Keys(points)))
+	r.deals.points = deck(r.rng, r.plan.points())
 }
 
 // torment kills the relay again and again, in trouble or behind it, and returns the one that runs then.
