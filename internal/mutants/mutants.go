@@ -9,6 +9,8 @@ package mutants
 import (
 	"encoding/json"
 	"fmt"
+	"go/parser"
+	"go/token"
 	"maps"
 	"os"
 	"os/exec"
@@ -106,8 +108,11 @@ func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
 				t.Fatal(err)
 			}
 			texts[original] = string(text)
-			dir := filepath.Dir(original)
-			texts[filepath.Join(dir, "planted.go")] = fmt.Sprintf(switches, filepath.Base(dir))
+			file, err := parser.ParseFile(token.NewFileSet(), original, text, parser.PackageClauseOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[filepath.Join(filepath.Dir(original), "planted.go")] = fmt.Sprintf(switches, file.Name.Name)
 		}
 		if n := strings.Count(texts[original], f.Old); n != 1 {
 			t.Fatalf("%q stands %d times in %s: the fault has to be planted anew", f.Old, n, f.File)
