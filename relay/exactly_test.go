@@ -213,11 +213,8 @@ func TestRelayThatWasCutOffCannotCommit(t *testing.T) {
 	}
 }
 
-// TestCheckpointFaultsAreFound: the tests of this page fail on the faults that they are there for.
-func TestCheckpointFaultsAreFound(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the tests anew")
-	}
+// TestCheckpointFaults: the tests of this page fail on the faults that they are there for.
+func TestCheckpointTestsFindPlantedFaults(t *testing.T) {
 	mutants.Find(t, "converge/relay", []mutants.Fault{
 		{File: "relay/checkpoint.go", Old: "\tif c.off {\n\t\treturn watermark", New: "\tif c.off || planted(\"confirm early\") {\n\t\treturn watermark"},
 		{File: "relay/checkpoint.go", Old: "case slot > last.Confirmed:", New: "case slot > last.Confirmed && !planted(\"no gap\"):"},

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -91,10 +92,16 @@ func Find(t *testing.T, pkg string, faults []Fault, verdicts map[string]Verdict,
 	}
 }
 
+// runs is what make test-mutants runs.
+var runs = regexp.MustCompile("Planted|Mutant")
+
 // Build runs go with the arguments, a build or a test -c, on the sources with the faults, and returns the
-// binary. In short mode a test with faults is skipped.
+// binary. In short mode a test with faults is skipped; its name must be one that make test-mutants runs.
 func Build(t *testing.T, faults []Fault, arguments ...string) (binary string) {
 	t.Helper()
+	if len(faults) > 0 && !runs.MatchString(t.Name()) {
+		t.Fatalf("make test-mutants does not run it: its name does not match %s", runs)
+	}
 	if testing.Short() && len(faults) > 0 {
 		t.Skip("faults are planted by make test-mutants")
 	}
