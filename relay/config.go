@@ -32,6 +32,17 @@ const (
 	BackfillMissingSlot MissingSlot = "backfill"
 )
 
+// Source says where the rows come from.
+type Source string
+
+const (
+	// SourceWAL streams the rows from the write-ahead log through a slot. It is the default.
+	SourceWAL Source = "wal"
+	// SourcePolling asks the tables again and again for the rows whose published_at is NULL, and sets it when a
+	// row's record is acknowledged. It needs no logical decoding, and costs an update for each row.
+	SourcePolling Source = "polling"
+)
+
 // Config is what a relay needs to know. DatabaseURL and Brokers are required; the zero value of
 // everything else means the default given with it.
 type Config struct {
@@ -45,8 +56,13 @@ type Config struct {
 	// acknowledgements or change how keys map to partitions.
 	KafkaOptions []kgo.Opt
 
+	// Source defaults to [SourceWAL].
+	Source Source
+	// PollInterval is how long [SourcePolling] waits when it has found nothing. Default 50 ms.
+	PollInterval time.Duration
+
 	// Slot is the replication slot, made of [a-z0-9_], at most 63. Default "converge". Slot names are
-	// cluster-wide.
+	// cluster-wide. With [SourcePolling] it names the lock by which one relay polls at a time.
 	Slot string
 	// Publication is the publication. Default "converge".
 	Publication string
@@ -95,6 +111,7 @@ const (
 	defaultBufferBytes = 8 << 20
 	leastBufferBytes   = 4 * arenaSize
 	defaultDrain       = 10 * time.Second
+	defaultPoll        = 50 * time.Millisecond
 	applicationName    = "converge relay"
 )
 
@@ -111,6 +128,26 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.Brokers) == 0 {
 		complain("Brokers is empty")
+	}
+	switch c.Source {
+	case "":
+		c.Source = SourceWAL
+	case SourceWAL:
+	case SourcePolling:
+		if c.ExactlyOnce {
+			complain("ExactlyOnce needs a place in the WAL, which Source %q has not", c.Source)
+		}
+		if c.Preset != "" && c.Preset != PresetConverge {
+			complain("Source %q needs the columns seq and published_at, which tables of preset %s do not have", c.Source, c.Preset)
+		}
+	default:
+		complain("Source %q is not %q or %q", c.Source, SourceWAL, SourcePolling)
+	}
+	if c.PollInterval == 0 {
+		c.PollInterval = defaultPoll
+	}
+	if c.PollInterval < 0 {
+		complain("PollInterval %s is negative", c.PollInterval)
 	}
 	if c.Slot == "" {
 		c.Slot = defaultName

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"converge/relay"
 )
@@ -30,15 +31,17 @@ func (f *relayFlags) config() (relay.Config, error) { return f.configFor(f.Topic
 // sharedRelayFlags are relayFlags without the template, whose name means something else to replay.
 type sharedRelayFlags struct {
 	connection
-	Preset         string   `enum:"converge,debezium" default:"converge" help:"What the tables' columns are called: ${enum}, the one that Debezium's outbox event router reads."`
-	Table          []string `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
-	Headers        string   `enum:"converge,cloudevents,debezium," default:"" placeholder:"NAME" help:"What headers are called: converge, cloudevents or debezium; as the preset by default."`
-	Slot           string   `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
-	Publication    string   `default:"converge" help:"Publication over the outbox tables."`
-	OnMissingSlot  string   `enum:"fail,create,backfill" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood; backfill sends the rows that are older first."`
-	AcceptGap      string   `placeholder:"LSN" help:"Go on although the slot was moved to this position past rows that are on no topic: the LSN that the refusal names, and good for no other."`
-	ExactlyOnce    bool     `help:"Publish in Kafka transactions: who reads committed records alone sees each row once, however often the relay dies."`
-	NoCreateTopics bool     `help:"Leave missing topics missing: the stream waits until somebody creates them."`
+	Source         string        `enum:"wal,polling" default:"wal" help:"Where rows come from: the write-ahead log through a slot, or polling the tables, which needs no logical decoding and updates each row."`
+	PollInterval   time.Duration `default:"50ms" help:"How long polling waits when it has found nothing."`
+	Preset         string        `enum:"converge,debezium" default:"converge" help:"What the tables' columns are called: ${enum}, the one that Debezium's outbox event router reads."`
+	Table          []string      `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
+	Headers        string        `enum:"converge,cloudevents,debezium," default:"" placeholder:"NAME" help:"What headers are called: converge, cloudevents or debezium; as the preset by default."`
+	Slot           string        `default:"converge" help:"Logical replication slot; one relay reads it at a time, another waits to take over."`
+	Publication    string        `default:"converge" help:"Publication over the outbox tables."`
+	OnMissingSlot  string        `enum:"fail,create,backfill" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood; backfill sends the rows that are older first."`
+	AcceptGap      string        `placeholder:"LSN" help:"Go on although the slot was moved to this position past rows that are on no topic: the LSN that the refusal names, and good for no other."`
+	ExactlyOnce    bool          `help:"Publish in Kafka transactions: who reads committed records alone sees each row once, however often the relay dies."`
+	NoCreateTopics bool          `help:"Leave missing topics missing: the stream waits until somebody creates them."`
 }
 
 // configFor is the relay that the flags describe, with a template of topics.
@@ -57,7 +60,7 @@ func (f *sharedRelayFlags) configFor(template string) (relay.Config, error) {
 		}
 		tables = outboxTables()
 	}
-	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Slot: f.Slot, Publication: f.Publication,
+	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Source: relay.Source(f.Source), PollInterval: f.PollInterval, Slot: f.Slot, Publication: f.Publication,
 		Preset: relay.Preset(f.Preset), Headers: relay.Headers(f.Headers), Topic: template, Tables: tables,
 		OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
 		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce}, nil
