@@ -33,6 +33,7 @@ func (a *arena) nextRow(make func() *row) *row {
 
 // leave says that the reader takes no more rows from the arena.
 func (a *arena) leave() {
+	a.pool.leave(len(a.buf))
 	if a.pending.Add(int64(a.used)-unsettled) == 0 {
 		a.pool.put(a)
 	}
@@ -56,7 +57,9 @@ type arenas struct {
 
 	mu   sync.Mutex // guards all below
 	held int
-	free []*arena // of exactly arenaSize
+	// occupied is the part of held in which readers are. Nobody else gives that back, so nobody waits for it.
+	occupied int
+	free     []*arena // of exactly arenaSize
 }
 
 func newArenas(limit int) *arenas {
@@ -85,10 +88,11 @@ func (p *arenas) get(ctx context.Context, size int, waiting func()) (*arena, err
 func (p *arenas) tryGet(size int) *arena {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.held > 0 && p.held+size > p.limit {
+	if p.held > p.occupied && p.held+size > p.limit {
 		return nil
 	}
 	p.held += size
+	p.occupied += size
 	if n := len(p.free); n > 0 && size == arenaSize {
 		a := p.free[n-1]
 		p.free[n-1] = nil
@@ -96,6 +100,13 @@ func (p *arenas) tryGet(size int) *arena {
 		return a
 	}
 	return &arena{pool: p, buf: make([]byte, size)}
+}
+
+// leave notes that a reader has left an arena of the size.
+func (p *arenas) leave(size int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.occupied -= size
 }
 
 func (p *arenas) put(a *arena) {

@@ -95,6 +95,11 @@ type Config struct {
 	// BufferBytes bounds the stream held in memory until it is acknowledged, in bytes. Default 8 MiB.
 	// The records made of it take about as much again. One row may be larger than the bound.
 	BufferBytes int
+	// SpillDir is a directory for transactions that outgrow the server's logical_decoding_work_mem: the
+	// server sends them before they end, and each waits there, in a file of its own, until it commits.
+	// It is made if it is missing; relays may share one. Empty means that the server keeps them on its
+	// own disk until they commit.
+	SpillDir string
 	// DrainTimeout bounds the wait for acknowledgements after Run's context has ended. Default 10 s.
 	DrainTimeout time.Duration
 

@@ -31,6 +31,7 @@ type childConfig struct {
 	Brokers     []string
 	Slot        string
 	ExactlyOnce bool
+	SpillDir    string
 
 	OnMissingSlot relay.MissingSlot // "": create
 }
@@ -52,7 +53,7 @@ func runChild(encoded string) error {
 		return err
 	}
 	subject, err := relay.New(relay.Config{DatabaseURL: c.DatabaseURL, Brokers: c.Brokers, Slot: c.Slot,
-		Tables: []string{outboxTable}, OnMissingSlot: cmp.Or(c.OnMissingSlot, relay.CreateMissingSlot), ExactlyOnce: c.ExactlyOnce,
+		Tables: []string{outboxTable}, OnMissingSlot: cmp.Or(c.OnMissingSlot, relay.CreateMissingSlot), ExactlyOnce: c.ExactlyOnce, SpillDir: c.SpillDir,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err

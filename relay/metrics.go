@@ -34,6 +34,7 @@ type metrics struct {
 	leader        prometheus.Gauge
 	heartbeat     prometheus.Gauge
 	lag           prometheus.Gauge
+	spilled       prometheus.Gauge
 }
 
 func newMetrics(to prometheus.Registerer) (*metrics, error) {
@@ -62,6 +63,7 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 		heartbeat: gauge("last_heartbeat_timestamp_seconds", "When this relay last reported its position to the server, Unix time. Stale means that it does not stream."),
 	}
 	m.lag = gauge("lag_seconds", "Age of the oldest transaction that is not acknowledged, by this machine's clock; 0 when none waits here. A rise means the relay or Kafka falls behind.")
+	m.spilled = gauge("spilled_bytes", "Large transactions on this machine's disk that have not ended, see --spill-dir. A rise without an end means a transaction that stays open.")
 	for _, r := range reasons {
 		m.publishErrors.WithLabelValues(r)
 	}
@@ -73,7 +75,7 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{m.published, m.publishErrors, m.commitToAck, m.retained, m.unconfirmed,
-		m.safe, m.active, m.walStatus, m.leader, m.heartbeat, m.lag} {
+		m.safe, m.active, m.walStatus, m.leader, m.heartbeat, m.lag, m.spilled} {
 		errs = append(errs, to.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {

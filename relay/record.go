@@ -65,6 +65,8 @@ type layout struct {
 	types  [fields]uint32 // OIDs
 	width  int
 	extras []extra
+
+	described uint32 // its place among the relations of the connection
 }
 
 // extra is a column that becomes a header.

@@ -23,8 +23,12 @@ type session struct {
 	// snapshot is a transaction that sees the rows older than the slot, nil when none was asked for.
 	snapshot *control
 
+	// spill keeps transactions that come before they have ended, nil when none do.
+	spill *spill
+
 	// The reading goroutine's own:
 	layouts     map[uint32]*layout
+	described   uint32 // relations so far on this connection
 	tuple       pgoutput.Tuple
 	transaction *transaction
 	skip        int64 // rows of the transaction that are on their topics already
@@ -137,12 +141,17 @@ func (s *session) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.memory = newArenas(cfg.BufferBytes)
-	s.wire, err = openWire(ctx, cfg.DatabaseURL, cfg.Slot, cfg.Publication, s.memory)
+	s.wire, err = openWire(ctx, cfg, s.memory)
 	if sqlState(err) == stateObjectInUse {
 		return &standbyError{slot: cfg.Slot, pid: slot.pid, err: err}
 	}
 	if err != nil {
 		return err
+	}
+	if cfg.SpillDir != "" {
+		if s.spill, err = newSpill(cfg.SpillDir, cfg.Slot, s.wire.server, s.metrics.spilled); err != nil {
+			return err
+		}
 	}
 	return s.beginCheckpoints(ctx)
 }
@@ -213,6 +222,7 @@ func (s *session) close() {
 	if s.kafka != nil {
 		s.kafka.client.Close()
 	}
+	s.spill.close()
 	for _, c := range []*control{s.control, s.snapshot} {
 		if c != nil {
 			c.close()
@@ -275,6 +285,11 @@ func (s *session) keepalive(body []byte) error {
 }
 
 func (s *session) message(ctx context.Context, header pgoutput.Header, message []byte, in *arena) error {
+	if s.spill != nil {
+		if did, err := s.streamed(ctx, header, message); did {
+			return err
+		}
+	}
 	switch message[0] {
 	case pgoutput.KindInsert:
 		return s.insert(ctx, message, in)
@@ -283,39 +298,57 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 		if err != nil {
 			return err
 		}
-		s.transaction = s.tracker.begin(begin.CommitLSN, pgoutput.Time(begin.Micros))
-		if s.exact != nil {
-			s.skip = s.exact.opened(begin.CommitLSN)
-		}
-		s.wire.lag = time.Duration(header.Micros-begin.Micros) * time.Microsecond
+		s.begin(begin, header)
 	case pgoutput.KindCommit:
 		commit, err := pgoutput.ParseCommit(message)
 		if err != nil {
 			return err
 		}
-		if s.transaction == nil {
-			return fmt.Errorf("%w: commit outside a transaction", pgoutput.ErrMalformed)
-		}
-		crash(crashCommit)
-		committed, sent := s.transaction.committed, s.transaction.sent
-		s.transaction = nil
-		if s.exact != nil {
-			s.exact.closed(commit.EndLSN, committed)
-		}
-		if s.tracker.commit(commit.EndLSN) && sent > 0 {
-			s.metrics.commitToAck.Observe(time.Since(committed).Seconds())
-		}
+		return s.commit(commit)
 	case pgoutput.KindRelation:
-		relation, err := pgoutput.ParseRelation(message)
-		if err != nil {
-			return err
-		}
-		l, err := s.shape.layoutOf(relation)
-		if err != nil {
-			return err
-		}
-		s.layouts[relation.ID] = l
+		s.described++
+		return s.relation(message, s.described)
 	}
+	return nil
+}
+
+// begin opens a transaction. What stands in it follows at once.
+func (s *session) begin(begin pgoutput.Begin, header pgoutput.Header) {
+	s.transaction = s.tracker.begin(begin.CommitLSN, pgoutput.Time(begin.Micros))
+	if s.exact != nil {
+		s.skip = s.exact.opened(begin.CommitLSN)
+	}
+	s.wire.lag = time.Duration(header.Micros-begin.Micros) * time.Microsecond
+}
+
+func (s *session) commit(commit pgoutput.Commit) error {
+	if s.transaction == nil {
+		return fmt.Errorf("%w: commit outside a transaction", pgoutput.ErrMalformed)
+	}
+	crash(crashCommit)
+	committed, sent := s.transaction.committed, s.transaction.sent
+	s.transaction = nil
+	if s.exact != nil {
+		s.exact.closed(commit.EndLSN, committed)
+	}
+	if s.tracker.commit(commit.EndLSN) && sent > 0 {
+		s.metrics.commitToAck.Observe(time.Since(committed).Seconds())
+	}
+	return nil
+}
+
+// relation notes what a table is like, from the relation that is the described'th of the connection.
+func (s *session) relation(message []byte, described uint32) error {
+	relation, err := pgoutput.ParseRelation(message)
+	if err != nil {
+		return err
+	}
+	l, err := s.shape.layoutOf(relation)
+	if err != nil {
+		return err
+	}
+	l.described = described
+	s.layouts[relation.ID] = l
 	return nil
 }
 

@@ -85,8 +85,8 @@ func replicationConfig(databaseURL string) (*pgconn.Config, error) {
 }
 
 // openWire connects in replication mode and starts streaming the slot from its confirmed position.
-func openWire(ctx context.Context, databaseURL, slot, publication string, memory *arenas) (*wire, error) {
-	cfg, err := replicationConfig(databaseURL)
+func openWire(ctx context.Context, c *Config, memory *arenas) (*wire, error) {
+	cfg, err := replicationConfig(c.DatabaseURL)
 	if err != nil {
 		return nil, err
 	}
@@ -104,9 +104,9 @@ func openWire(ctx context.Context, databaseURL, slot, publication string, memory
 		closeQuietly(pg)
 		return nil, err
 	}
-	if err := startReplication(ctx, pg, slot, publication); err != nil {
+	if err := startReplication(ctx, pg, c.Slot, c.pluginOptions()); err != nil {
 		closeQuietly(pg)
-		return nil, fmt.Errorf("starting replication from slot %s: %w", slot, err)
+		return nil, fmt.Errorf("starting replication from slot %s: %w", c.Slot, err)
 	}
 	hijacked, err := pg.Hijack()
 	if err != nil {
@@ -141,12 +141,20 @@ func identify(ctx context.Context, pg *pgconn.PgConn) (id identity, err error) {
 	return id, nil
 }
 
+// pluginOptions is what the server's side of the stream is asked for.
+func (c *Config) pluginOptions() string {
+	protocol := "proto_version '1'"
+	if c.SpillDir != "" {
+		protocol = "proto_version '2', streaming 'on'"
+	}
+	return protocol + ", binary 'true', publication_names " + quoteLiteral(quoteIdentifier(c.Publication))
+}
+
 // startReplication asks for the slot's own position (0/0): a position kept anywhere else could belong
 // to another timeline, and the server would skip ahead without a word.
-func startReplication(ctx context.Context, pg *pgconn.PgConn, slot, publication string) error {
+func startReplication(ctx context.Context, pg *pgconn.PgConn, slot, options string) error {
 	pg.Frontend().SendQuery(&pgproto3.Query{String: "START_REPLICATION SLOT " + quoteIdentifier(slot) +
-		" LOGICAL 0/0 (proto_version '1', binary 'true', publication_names " +
-		quoteLiteral(quoteIdentifier(publication)) + ")"})
+		" LOGICAL 0/0 (" + options + ")"})
 	if err := pg.Frontend().Flush(); err != nil {
 		return err
 	}

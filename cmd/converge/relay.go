@@ -41,6 +41,7 @@ type sharedRelayFlags struct {
 	OnMissingSlot  string        `enum:"fail,create,backfill" default:"fail" help:"A slot that is not there: ${enum}. A new slot starts now, not where a lost one stood; backfill sends the rows that are older first."`
 	AcceptGap      string        `placeholder:"LSN" help:"Go on although the slot was moved to this position past rows that are on no topic: the LSN that the refusal names, and good for no other."`
 	ExactlyOnce    bool          `help:"Publish in Kafka transactions: who reads committed records alone sees each row once, however often the relay dies."`
+	SpillDir       string        `placeholder:"DIR" help:"Take large transactions from the server before they end, and keep them in this directory until they commit; without it the server keeps them."`
 	NoCreateTopics bool          `help:"Leave missing topics missing: the stream waits until somebody creates them."`
 }
 
@@ -63,7 +64,7 @@ func (f *sharedRelayFlags) configFor(template string) (relay.Config, error) {
 	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Source: relay.Source(f.Source), PollInterval: f.PollInterval, Slot: f.Slot, Publication: f.Publication,
 		Preset: relay.Preset(f.Preset), Headers: relay.Headers(f.Headers), Topic: template, Tables: tables,
 		OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
-		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce}, nil
+		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce, SpillDir: f.SpillDir}, nil
 }
 
 type relayCmd struct {

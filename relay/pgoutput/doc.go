@@ -1,6 +1,6 @@
 // Package pgoutput reads what PostgreSQL's logical replication sends, and writes what it wants to
 // hear: the CopyData envelopes of the streaming protocol, and the messages of the pgoutput plugin,
-// protocol version 1, as far as a publication of inserts uses them.
+// protocol versions 1 and 2, as far as a publication of inserts uses them, and logical messages.
 //
 // It is pure: bytes in, values out, no connection, no clock, no goroutine. The guarantee is that any
 // input gives either a value that lies wholly inside that input or [ErrMalformed], never a panic and

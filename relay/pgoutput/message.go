@@ -6,7 +6,7 @@ import (
 )
 
 // Messages of the plugin: the first byte of what [WAL] returns. The rest of the protocol (updates,
-// deletes, truncates, types, origins, logical messages) carries nothing for a publication of inserts
+// deletes, truncates, types, origins) carries nothing for a publication of inserts
 // and is skipped by its first byte.
 const (
 	KindBegin    = 'B'

@@ -12,7 +12,7 @@ import (
 // calls are the crash points in the relay's code, by file.
 var calls = []mutants.Fault{
 	{File: "relay/session.go", Old: "\tcrash(crashReceived)\n\tif x.sent > 0 {\n\t\tcrash(crashTransaction)\n\t}\n"},
-	{File: "relay/session.go", Old: "\t\tcrash(crashCommit)\n"},
+	{File: "relay/session.go", Old: "\tcrash(crashCommit)\n"},
 	{File: "relay/publisher.go", Old: "\tcrash(crashProduced)\n"},
 	{File: "relay/publisher.go", Old: "\t\tcrash(crashDeadLetter)\n"},
 	{File: "relay/publisher.go", Old: "\tcrash(crashAcknowledged)\n"},
