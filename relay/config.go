@@ -142,6 +142,9 @@ func (c Config) withDefaults() (Config, error) {
 		if c.ExactlyOnce {
 			complain("ExactlyOnce needs a place in the WAL, which Source %q has not", c.Source)
 		}
+		if c.SpillDir != "" {
+			complain("SpillDir is for what comes out of the WAL, which Source %q does not read", c.Source)
+		}
 		if c.Preset != "" && c.Preset != PresetConverge {
 			complain("Source %q needs the columns seq and published_at, which tables of preset %s do not have", c.Source, c.Preset)
 		}

@@ -35,3 +35,18 @@ func TestReaderNeverWaitsForTheMemoryThatItReadsFrom(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNewerDescriptionOfATableIsKept: behind the commit of a transaction that was sent in blocks, the table is
+// what it was described as last, whoever it was told to.
+func TestNewerDescriptionOfATableIsKept(t *testing.T) {
+	before, since := &layout{described: 1}, &layout{described: 4}
+	connection := map[uint32]*layout{1: before, 2: since}
+	transaction := map[uint32]*layout{1: {described: 2}, 2: {described: 3}, 3: {described: 2}}
+	adopt(connection, transaction)
+	if connection[2] != since {
+		t.Error("what the connection was told since is the transaction's now")
+	}
+	if connection[1] == before || connection[3] == nil {
+		t.Error("what the transaction was told last is forgotten")
+	}
+}

@@ -19,7 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"converge/internal/mutants"
 	"converge/relay"
+	"converge/relay/pgoutput"
 )
 
 // soonStreamed makes the server send transactions of more than 64 kB before they end.
@@ -112,7 +114,7 @@ func TestLargeTransactionsWaitOnDiskUntilTheyCommit(t *testing.T) {
 	execute(t, small, insertNumberedSQL, 3, 4, "small")
 	execute(t, first, "COMMIT")
 	execute(t, small, insertNumberedSQL, 4, 5, "small")
-	confirmedPast(t, small, cfg.Slot, ask[string](t, small, walEndSQL))
+	caughtUp(t, subject, small, cfg.Slot)
 	if err := subject.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +138,21 @@ func TestLargeTransactionsWaitOnDiskUntilTheyCommit(t *testing.T) {
 	if left, err := os.ReadDir(cfg.SpillDir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+}
+
+// caughtUp waits until all that was committed is confirmed, and fails at once when the relay cannot read on.
+func caughtUp(t testing.TB, r *running, conn *pgx.Conn, slot string) {
+	t.Helper()
+	end := ask[string](t, conn, walEndSQL)
+	eventually(t, "the position is confirmed", func() error {
+		if err := r.Ready(); errors.Is(err, pgoutput.ErrMalformed) {
+			t.Fatalf("the stream cannot be read: %v", err)
+		}
+		if !ask[bool](t, conn, confirmedPastSQL, slot, end) {
+			return errors.New("it is still behind")
+		}
+		return nil
+	})
 }
 
 // gathered returns the sum of a gauge or counter.
@@ -191,13 +208,12 @@ func TestWhatIsRolledBackIsNotPublishedOutOfAStream(t *testing.T) {
 	execute(t, other, insertNumberedSQL, 0, 1000, "never")
 	awaitSpilled(t, cfg.SpillDir, 2)
 	execute(t, other, "ROLLBACK")
-	// The end of a transaction that is rolled back is not written at once.
-	execute(t, other, insertNumberedSQL, 0, 1, "small")
+	execute(t, other, "CREATE TABLE written ()") // the end of a transaction that is rolled back is not written at once
 	awaitSpilled(t, cfg.SpillDir, 1)
 	execute(t, conn, "COMMIT")
-	// The server takes the table for described.
+	// The server takes the table for described, and no other transaction did so.
 	rows(1310, 1311)
-	confirmedPast(t, other, cfg.Slot, ask[string](t, other, walEndSQL))
+	caughtUp(t, subject, other, cfg.Slot)
 	if err := subject.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +221,7 @@ func TestWhatIsRolledBackIsNotPublishedOutOfAStream(t *testing.T) {
 	for _, r := range records(t, kafka, "topic-0") {
 		byKey[string(r.Key)] = append(byKey[string(r.Key)], strings.TrimSpace(string(r.Value)))
 	}
-	if diff := cmp.Diff(map[string][]string{"k": numbered("k", 0, 1311), "small": numbered("small", 0, 1)}, byKey); diff != "" {
+	if diff := cmp.Diff(map[string][]string{"k": numbered("k", 0, 1311)}, byKey); diff != "" {
 		t.Errorf("records (-want +got):\n%s", diff)
 	}
 }
@@ -418,6 +434,15 @@ func TestSpillDirectoryIsSharedByRelays(t *testing.T) {
 	if _, err := os.Stat(stale); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what a former session has left: %v, want it gone", err)
 	}
+	untouched := func() {
+		t.Helper()
+		for _, file := range theirs {
+			if _, err := os.Stat(file); err != nil {
+				t.Fatalf("what belongs to another relay: %v", err)
+			}
+		}
+	}
+	untouched()
 	execute(t, conn, "BEGIN")
 	execute(t, conn, insertNumberedSQL, 0, 1000, "k")
 	awaitSpilled(t, cfg.SpillDir, len(theirs)+1)
@@ -433,9 +458,123 @@ func TestSpillDirectoryIsSharedByRelays(t *testing.T) {
 	if n := len(records(t, kafka, "topic-0")); n != 1000 {
 		t.Errorf("%d records, want 1000", n)
 	}
-	for _, file := range theirs {
-		if _, err := os.Stat(file); err != nil {
-			t.Errorf("what belongs to another relay: %v", err)
-		}
+	untouched()
+}
+
+// TestTableDescribedAnewBesideAStream: what the transaction was told of the table is older than what a small one was.
+func TestTableDescribedAnewBesideAStream(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	cfg := spilling(t, url, kafka)
+	conn, other := connect(t, url), connect(t, url)
+	execute(t, other, "CREATE PUBLICATION converge FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)")
+	subject := startReady(t, cfg)
+	execute(t, conn, "BEGIN")
+	execute(t, conn, insertNumberedSQL, 0, 1000, "large")
+	awaitSpilled(t, cfg.SpillDir, 1)
+	execute(t, other, `ALTER PUBLICATION converge SET TABLE outbox (event_id, topic, aggregate_type, aggregate_id,
+		aggregate_version, event_type, content_type, payload, headers, created_at)`)
+	execute(t, other, insertNumberedSQL, 0, 1, "small")
+	execute(t, conn, "COMMIT")
+	execute(t, other, insertNumberedSQL, 1, 2, "small")
+	caughtUp(t, subject, other, cfg.Slot)
+	if n := len(records(t, kafka, "topic-0")); n != 1002 {
+		t.Errorf("%d records, want 1002", n)
 	}
+}
+
+// TestServerWaitsForALargeTransactionToBePublished: Kafka does not answer for longer than the server waits for a
+// sign of life, in the middle of a file.
+func TestServerWaitsForALargeTransactionToBePublished(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	cfg := spilling(t, url, kafka)
+	cfg.BufferBytes = 256 << 10
+	startReady(t, cfg)
+	conn := connect(t, url)
+	reader := kafka.reader(t, "topic-0")
+	execute(t, conn, insertNumberedSQL, 0, 1, "small") // the topic is there
+	reader.next(t)
+	sender := ask[int](t, conn, senderSQL, cfg.Slot)
+	kafka.gate.pause()
+	execute(t, conn, insertNumberedSQL, 0, 5000, "large")
+	held := ask[string](t, conn, walEndSQL)
+	select {
+	case <-time.After(20 * time.Second): // wal_sender_timeout is 15 s
+	case <-t.Context().Done():
+	}
+	if ask[bool](t, conn, confirmedPastSQL, cfg.Slot, held) {
+		t.Error("the transaction is confirmed, which Kafka does not have")
+	}
+	kafka.gate.open()
+	execute(t, conn, insertNumberedSQL, 1, 2, "small")
+	confirmedPast(t, conn, cfg.Slot, ask[string](t, conn, walEndSQL))
+	if now := ask[int](t, conn, senderSQL, cfg.Slot); now != sender {
+		t.Errorf("the server hung up: process %d reads for us, it was %d", now, sender)
+	}
+	if n := len(records(t, kafka, "topic-0")); n != 5002 {
+		t.Errorf("%d records, want 5002", n)
+	}
+}
+
+// TestDrainInTheMiddleOfALargeTransaction ends in time, and what was on its topic already is not sent again when
+// it is published exactly once.
+func TestDrainInTheMiddleOfALargeTransaction(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	cfg := spilling(t, url, kafka)
+	cfg.ExactlyOnce = true
+	cfg.BufferBytes = 256 << 10
+	subject := startReady(t, cfg)
+	conn := connect(t, url)
+	const rows = 60_000
+	execute(t, conn, insertNumberedSQL, 0, rows, "large")
+	kafka.reader(t, "topic-0").next(t) // uncommitted records count here
+	if err := subject.stop(); err != nil {
+		t.Fatal(err)
+	}
+	before := len(committed(t, cfg.Brokers, "topic-0"))
+	startReady(t, cfg)
+	confirmedPast(t, conn, cfg.Slot, ask[string](t, conn, walEndSQL))
+	var got []string
+	for _, r := range committed(t, cfg.Brokers, "topic-0") {
+		got = append(got, strings.TrimSpace(string(r.Value)))
+	}
+	t.Logf("%d of %d rows were there before", before, len(got))
+	if diff := cmp.Diff(numbered("large", 0, rows), got); diff != "" {
+		t.Errorf("records (-want +got):\n%.2000s", diff)
+	}
+}
+
+// TestMutantsOfStreamsAreFound: the tests of this page fail on the faults that they are there for.
+func TestMutantsOfStreamsAreFound(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the tests anew")
+	}
+	mutants.Find(t, "converge/relay", []mutants.Fault{
+		{File: "relay/streamed.go", Old: "\t\treturn true, s.receive(message)\n", New: `		block := s.spill.current
+		err := s.receive(message)
+		if err == nil && message[0] == pgoutput.KindStreamStop && planted("publish early") {
+			s.begin(pgoutput.Begin{CommitLSN: header.Start}, header)
+			err = s.publishSpilled(ctx, block)
+			s.transaction = nil
+			s.tracker.commit(0)
+		}
+		return true, err
+`},
+		{File: "relay/spill.go", Old: "\treturn found\n", New: "\treturn found && !planted(\"publish what is taken back\")\n"},
+		{File: "relay/streamed.go", Old: "\t\ts.described++\n", New: "\t\ts.described++\n\t\tif planted(\"forget the relation\") {\n\t\t\treturn nil\n\t\t}\n"},
+		{File: "relay/streamed.go", Old: "\tadopt(connection, s.layouts)\n", New: "\tif !planted(\"forget the relation behind\") {\n\t\tadopt(connection, s.layouts)\n\t}\n"},
+		{File: "relay/streamed.go", Old: "known.described > l.described", New: "known.described > l.described && !planted(\"believe the older relation\")"},
+		{File: "relay/spill.go", Old: "if matches, _ := filepath.Match(", New: "if planted(\"keep what is left\") {\n\t\t\tbreak\n\t\t}\n\t\tif matches, _ := filepath.Match("},
+		{File: "relay/spill.go", Old: "name := slot + \".\" + server.System + \".\"", New: "name := slot + map[bool]string{false: \".\" + server.System + \".\"}[planted(\"remove what is another's\")]"},
+	}, map[string]mutants.Verdict{
+		"publish early":              {Run: "TestLargeTransactionsWaitOnDiskUntilTheyCommit", Says: "records (-want +got)"},
+		"publish what is taken back": {Run: "TestWhatIsRolledBackIsNotPublishedOutOfAStream", Says: "records (-want +got)"},
+		"forget the relation":        {Run: "TestLargeTransactionsWaitOnDiskUntilTheyCommit", Says: "the stream cannot be read"},
+		"forget the relation behind": {Run: "TestWhatIsRolledBackIsNotPublishedOutOfAStream", Says: "the stream cannot be read"},
+		"believe the older relation": {Run: "TestNewerDescriptionOfATableIsKept", Says: "is the transaction's"},
+		"keep what is left":          {Run: "TestSpillDirectoryIsSharedByRelays", Says: "what a former session has left"},
+		"remove what is another's":   {Run: "TestSpillDirectoryIsSharedByRelays", Says: "what belongs to another relay"},
+	})
 }

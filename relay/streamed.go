@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"time"
 
@@ -74,13 +73,20 @@ func (s *session) streamCommitted(ctx context.Context, header pgoutput.Header, c
 	if err := s.commit(c.Commit); err != nil {
 		return err
 	}
-	maps.DeleteFunc(s.layouts, func(id uint32, l *layout) bool {
-		known := connection[id]
-		return known != nil && known.described > l.described
-	})
-	maps.Copy(connection, s.layouts)
+	adopt(connection, s.layouts)
 	s.layouts = connection
 	return s.spill.drop(x)
+}
+
+// adopt takes over what a transaction was told of its tables. Of a table that the connection was told of since,
+// the server thinks that we know the newer.
+func adopt(connection, transaction map[uint32]*layout) {
+	for id, l := range transaction {
+		if known := connection[id]; known != nil && known.described > l.described {
+			continue
+		}
+		connection[id] = l
+	}
 }
 
 func (s *session) publishSpilled(ctx context.Context, x *spilled) error {
