@@ -233,10 +233,10 @@ func (r *Relay) preparePublication(ctx context.Context, c *control, version int,
 		return err
 	}
 	if !p.exists && create {
-		if len(r.cfg.Tables) == 0 {
+		if len(r.cfg.Tables) == 0 && r.cfg.Source != SourceMessage {
 			return &fatalError{fmt.Errorf("publication %s does not exist", name), "name the outbox tables to create it for"}
 		}
-		err := c.do(ctx, createPublicationSQL(name, r.cfg.Tables, r.cfg.shape.columnList(), version))
+		err := c.do(ctx, r.cfg.publicationSQL(version))
 		if err != nil && sqlState(err) != stateDuplicateObject && sqlState(err) != stateUniqueViolation {
 			return fmt.Errorf("creating publication %s: %w", name, err)
 		}
@@ -249,7 +249,7 @@ func (r *Relay) preparePublication(ctx context.Context, c *control, version int,
 		func() error { return p.checkExists(&r.cfg, version) },
 		p.checkInserts,
 		p.checkRoot,
-		func() error { return p.checkTables(r.cfg.Tables) },
+		func() error { return p.checkTables(&r.cfg) },
 	} {
 		if err := check(); err != nil {
 			return err

@@ -41,6 +41,11 @@ const (
 	// SourcePolling asks the tables again and again for the rows whose published_at is NULL, and sets it when a
 	// row's record is acknowledged. It needs no logical decoding, and costs an update for each row.
 	SourcePolling Source = "polling"
+	// SourceMessage streams what transactions write by pg_logical_emit_message in place of a row, as
+	// package converge/producers/outbox does it in Emit: JSON objects whose members are called as the columns of
+	// an outbox. There is no table then, so nothing can be queried, sent again or backfilled. A message that
+	// cannot be read, or that was written outside of its transaction, is a dead letter.
+	SourceMessage Source = "message"
 )
 
 // Config is what a relay needs to know. DatabaseURL and Brokers are required; the zero value of
@@ -64,8 +69,10 @@ type Config struct {
 	// Slot is the replication slot, made of [a-z0-9_], at most 63. Default "converge". Slot names are
 	// cluster-wide. With [SourcePolling] it names the lock by which one relay polls at a time.
 	Slot string
-	// Publication is the publication. Default "converge".
+	// Publication is the publication. Default "converge". With [SourceMessage] it holds no table.
 	Publication string
+	// MessagePrefix is the prefix of the messages that [SourceMessage] publishes. Default "converge.outbox".
+	MessagePrefix string
 	// Tables are the outbox tables, as schema.table, that the publication must hold, no more and no
 	// fewer. Empty means every table that it holds.
 	Tables []string
@@ -116,6 +123,7 @@ const (
 	defaultBufferBytes = 8 << 20
 	leastBufferBytes   = 4 * arenaSize
 	defaultDrain       = 10 * time.Second
+	defaultPrefix      = "converge.outbox"
 	defaultPoll        = 50 * time.Millisecond
 	applicationName    = "converge relay"
 )
@@ -148,8 +156,18 @@ func (c Config) withDefaults() (Config, error) {
 		if c.Preset != "" && c.Preset != PresetConverge {
 			complain("Source %q needs the columns seq and published_at, which tables of preset %s do not have", c.Source, c.Preset)
 		}
+	case SourceMessage:
+		if len(c.Tables) > 0 {
+			complain("Source %q has no Tables", c.Source)
+		}
+		if c.OnMissingSlot == BackfillMissingSlot {
+			complain("OnMissingSlot %q needs tables, which Source %q does not have", c.OnMissingSlot, c.Source)
+		}
+		if c.Preset != "" && c.Preset != PresetConverge {
+			complain("Source %q is for preset %s", c.Source, PresetConverge)
+		}
 	default:
-		complain("Source %q is not %q or %q", c.Source, SourceWAL, SourcePolling)
+		complain("Source %q is not %q, %q or %q", c.Source, SourceWAL, SourcePolling, SourceMessage)
 	}
 	if c.PollInterval == 0 {
 		c.PollInterval = defaultPoll
@@ -165,6 +183,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Publication == "" {
 		c.Publication = defaultName
+	}
+	if c.MessagePrefix == "" {
+		c.MessagePrefix = defaultPrefix
 	}
 	if c.AcceptGap != "" {
 		if _, err := pgoutput.ParseLSN(c.AcceptGap); err != nil {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -147,7 +148,7 @@ func (x *examination) database(ctx context.Context) {
 func (x *examination) publication(ctx context.Context, c *control, version int) {
 	cfg := &x.relay.cfg
 	p, err := c.publication(ctx, cfg.Publication)
-	if err == nil && !p.exists && cfg.OnMissingSlot != FailOnMissingSlot && len(cfg.Tables) > 0 {
+	if err == nil && !p.exists && cfg.OnMissingSlot != FailOnMissingSlot && (len(cfg.Tables) > 0 || cfg.Source == SourceMessage) {
 		x.note("publication", nil, "%s does not exist and will be created", p.name)
 		x.sample(ctx, c, cfg.Tables)
 		return
@@ -161,7 +162,7 @@ func (x *examination) publication(ctx context.Context, c *control, version int) 
 	}
 	x.note("inserts only", p.checkInserts(), "inserts are all that is published, so no table needs a REPLICA IDENTITY")
 	if x.note("partitions", p.checkRoot(), "published under their table's name") { // else partitions are all that is listed
-		x.note("tables", p.checkTables(cfg.Tables), "%s", strings.Join(p.tables, ", "))
+		x.note("tables", p.checkTables(cfg), "%s", cmp.Or(strings.Join(p.tables, ", "), "none, as it should be for messages"))
 	}
 	x.note("columns", c.checkColumns(ctx, cfg, version), "each table has those that the relay reads")
 	x.sample(ctx, c, p.tables)

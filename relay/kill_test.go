@@ -32,6 +32,7 @@ type childConfig struct {
 	Slot        string
 	ExactlyOnce bool
 	SpillDir    string
+	Source      relay.Source // "": wal
 
 	OnMissingSlot relay.MissingSlot // "": create
 }
@@ -52,8 +53,12 @@ func runChild(encoded string) error {
 	if err := json.Unmarshal([]byte(encoded), &c); err != nil {
 		return err
 	}
+	tables := []string{outboxTable}
+	if c.Source == relay.SourceMessage {
+		tables = nil
+	}
 	subject, err := relay.New(relay.Config{DatabaseURL: c.DatabaseURL, Brokers: c.Brokers, Slot: c.Slot,
-		Tables: []string{outboxTable}, OnMissingSlot: cmp.Or(c.OnMissingSlot, relay.CreateMissingSlot), ExactlyOnce: c.ExactlyOnce, SpillDir: c.SpillDir,
+		Source: c.Source, Tables: tables, OnMissingSlot: cmp.Or(c.OnMissingSlot, relay.CreateMissingSlot), ExactlyOnce: c.ExactlyOnce, SpillDir: c.SpillDir,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err

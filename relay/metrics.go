@@ -15,9 +15,10 @@ const (
 	reasonDenied       = "not_authorized"
 	reasonHeaders      = "bad_headers"
 	reasonRejected     = "rejected"
+	reasonMessage      = "bad_message"
 )
 
-var reasons = []string{reasonTooLarge, reasonUnknownTopic, reasonInvalidTopic, reasonDenied, reasonHeaders, reasonRejected}
+var reasons = []string{reasonTooLarge, reasonUnknownTopic, reasonInvalidTopic, reasonDenied, reasonHeaders, reasonRejected, reasonMessage}
 
 // walStatuses are the values of wal_status in pg_replication_slots.
 var walStatuses = []string{"reserved", "extended", "unreserved", "lost"}

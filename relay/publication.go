@@ -50,7 +50,7 @@ func (p publicationState) checkExists(cfg *Config, version int) error {
 		return nil
 	}
 	return &fatalError{fmt.Errorf("publication %s does not exist", p.name),
-		"before the slot is made: " + createPublicationSQL(p.name, cfg.Tables, cfg.shape.columnList(), version)}
+		"before the slot is made: " + cfg.publicationSQL(version)}
 }
 
 func (p publicationState) set(problem, option string) error {
@@ -76,7 +76,15 @@ func (p publicationState) checkRoot() error {
 }
 
 // checkTables holds the tables against those that were named; nobody named any when there are none.
-func (p publicationState) checkTables(wanted []string) error {
+func (p publicationState) checkTables(cfg *Config) error {
+	wanted := cfg.Tables
+	if cfg.Source == SourceMessage {
+		if len(p.tables) == 0 {
+			return nil
+		}
+		return &fatalError{fmt.Errorf("publication %s holds %s, and messages are all that is to be published", p.name, strings.Join(p.tables, ", ")),
+			"use a publication of no table: " + createMessagePublicationSQL("NAME")}
+	}
 	if len(p.tables) == 0 {
 		return &fatalError{fmt.Errorf("publication %s holds no table", p.name),
 			"ALTER PUBLICATION " + quoteIdentifier(p.name) + " ADD TABLE, for each outbox"}
@@ -100,6 +108,20 @@ func (p publicationState) checkTables(wanted []string) error {
 	return nil
 }
 
+func (c *Config) publicationSQL(version int) string {
+	if c.Source == SourceMessage {
+		return createMessagePublicationSQL(c.Publication)
+	}
+	return createPublicationSQL(c.Publication, c.Tables, c.shape.columnList(), version)
+}
+
+const publicationOptions = " WITH (publish = 'insert', publish_via_partition_root = true)"
+
+// createMessagePublicationSQL makes a publication that the server can be asked for, and no more.
+func createMessagePublicationSQL(name string) string {
+	return "CREATE PUBLICATION " + quoteIdentifier(name) + publicationOptions
+}
+
 func createPublicationSQL(name string, tables []string, columns string, version int) string {
 	list := make([]string, len(tables))
 	for i, table := range tables {
@@ -111,6 +133,5 @@ func createPublicationSQL(name string, tables []string, columns string, version 
 	if len(list) == 0 {
 		list = []string{"schema.outbox"}
 	}
-	return "CREATE PUBLICATION " + quoteIdentifier(name) + " FOR TABLE " + strings.Join(list, ", ") +
-		" WITH (publish = 'insert', publish_via_partition_root = true)"
+	return "CREATE PUBLICATION " + quoteIdentifier(name) + " FOR TABLE " + strings.Join(list, ", ") + publicationOptions
 }

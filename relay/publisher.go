@@ -86,6 +86,9 @@ func (p *publisher) compose(ctx context.Context, r *row, tuple pgoutput.Tuple) e
 	l := r.layout
 	r.dead = false
 	r.id = l.identity(tuple)
+	if l.unreadable != nil {
+		return l.refuse(tuple, reasonMessage, l.unreadable)
+	}
 	if no, doomed := p.doomed[r.id]; doomed {
 		return no
 	}

@@ -66,6 +66,9 @@ type layout struct {
 	width  int
 	extras []extra
 
+	// unreadable is what is wrong with a message that does not say what the row is.
+	unreadable error
+
 	described uint32 // its place among the relations of the connection
 }
 

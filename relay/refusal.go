@@ -100,6 +100,7 @@ var remedies = map[string]string{
 	reasonDenied:       "grant the relay WRITE on the topic and, unless topics are made by hand, CREATE; the stream waits in front of this row",
 	reasonHeaders:      "the headers column must hold a JSON object of strings",
 	reasonRejected:     "see the brokers' log",
+	reasonMessage:      "write a JSON object by the names of an outbox's columns, in a transaction: pg_logical_emit_message(true, …)",
 }
 
 // condemn notes what a broker refused: a row that had company makes suspects of all, one that was alone is

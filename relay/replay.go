@@ -50,6 +50,9 @@ func Replay(ctx context.Context, cfg Config, which Range) (n int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	if r.cfg.Source == SourceMessage {
+		return 0, errNoRows
+	}
 	if r.cfg.Preset != PresetConverge {
 		return 0, &fatalError{fmt.Errorf("tables of preset %s have no order of insertion", r.cfg.Preset), "replay from tables of preset converge alone"}
 	}

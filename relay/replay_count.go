@@ -19,6 +19,9 @@ func CountRows(ctx context.Context, cfg Config, which Range) ([]Counted, error) 
 	if err != nil {
 		return nil, fmt.Errorf("configuring the relay: %w", err)
 	}
+	if cfg.Source == SourceMessage {
+		return nil, errNoRows
+	}
 	c, err := openControl(ctx, cfg.DatabaseURL)
 	if err != nil {
 		return nil, fixed(err)

@@ -29,6 +29,7 @@ type session struct {
 	// The reading goroutine's own:
 	layouts     map[uint32]*layout
 	described   uint32 // relations so far on this connection
+	messages    *layout
 	tuple       pgoutput.Tuple
 	transaction *transaction
 	skip        int64 // rows of the transaction that are on their topics already
@@ -308,6 +309,8 @@ func (s *session) message(ctx context.Context, header pgoutput.Header, message [
 	case pgoutput.KindRelation:
 		s.described++
 		return s.relation(message, s.described)
+	case pgoutput.KindMessage:
+		return s.emitted(ctx, header, message, in)
 	}
 	return nil
 }
@@ -362,6 +365,12 @@ func (s *session) insert(ctx context.Context, message []byte, in *arena) error {
 	if l == nil || x == nil {
 		return fmt.Errorf("%w: row outside a transaction or of an unknown table", pgoutput.ErrMalformed)
 	}
+	return s.row(ctx, l, in)
+}
+
+// row publishes the row that was read last, unless that was done before.
+func (s *session) row(ctx context.Context, l *layout, in *arena) error {
+	x := s.transaction
 	if x.skipped < s.skip {
 		x.skipped++
 		return nil

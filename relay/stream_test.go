@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	neturl "net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -339,14 +341,17 @@ func TestStreamedTransactionsBecomeTheSameRecords(t *testing.T) {
 	t.Logf("%d transactions streamed", streamed)
 }
 
-// perPartition is everything that records say, in order.
+// perPartition is everything that records say, in order; that of headers is nobody's promise.
 func perPartition(all []*kgo.Record) map[int32][]string {
 	found := map[int32][]string{}
 	for _, r := range all {
-		text := fmt.Sprintf("%s %s %d", r.Key, strings.TrimSpace(string(r.Value)), r.Timestamp.UnixMilli())
+		text := fmt.Sprintf("%s %q %t %d", r.Key, bytes.TrimSpace(r.Value), r.Value == nil, r.Timestamp.UnixMilli())
+		var headers []string
 		for _, h := range r.Headers {
-			text += fmt.Sprintf(" %s=%s", h.Key, h.Value)
+			headers = append(headers, fmt.Sprintf(" %s=%q", h.Key, h.Value))
 		}
+		slices.Sort(headers)
+		text += strings.Join(headers, "")
 		found[r.Partition] = append(found[r.Partition], text)
 	}
 	return found

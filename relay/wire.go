@@ -147,6 +147,9 @@ func (c *Config) pluginOptions() string {
 	if c.SpillDir != "" {
 		protocol = "proto_version '2', streaming 'on'"
 	}
+	if c.Source == SourceMessage {
+		protocol += ", messages 'true'"
+	}
 	return protocol + ", binary 'true', publication_names " + quoteLiteral(quoteIdentifier(c.Publication))
 }
 

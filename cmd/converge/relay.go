@@ -31,7 +31,8 @@ func (f *relayFlags) config() (relay.Config, error) { return f.configFor(f.Topic
 // sharedRelayFlags are relayFlags without the template, whose name means something else to replay.
 type sharedRelayFlags struct {
 	connection
-	Source         string        `enum:"wal,polling" default:"wal" help:"Where rows come from: the write-ahead log through a slot, or polling the tables, which needs no logical decoding and updates each row."`
+	Source         string        `enum:"wal,polling,message" default:"wal" help:"Where rows come from: the write-ahead log through a slot (wal), polling the tables, which needs no logical decoding and updates each row, or messages of pg_logical_emit_message in place of a table (message)."`
+	MessagePrefix  string        `default:"converge.outbox" help:"Prefix of the messages that source message publishes."`
 	PollInterval   time.Duration `default:"50ms" help:"How long polling waits when it has found nothing."`
 	Preset         string        `enum:"converge,debezium" default:"converge" help:"What the tables' columns are called: ${enum}, the one that Debezium's outbox event router reads."`
 	Table          []string      `placeholder:"SCHEMA.TABLE" help:"Outbox tables to publish; every service's by default."`
@@ -55,7 +56,7 @@ func (f *sharedRelayFlags) configFor(template string) (relay.Config, error) {
 		return relay.Config{}, err
 	}
 	tables := f.Table
-	if len(tables) == 0 {
+	if len(tables) == 0 && f.Source != string(relay.SourceMessage) {
 		if f.Preset != string(relay.PresetConverge) {
 			return relay.Config{}, usageError{fmt.Errorf("no table: say --table SCHEMA.TABLE, the services' are none of preset %s", f.Preset)}
 		}
@@ -64,7 +65,7 @@ func (f *sharedRelayFlags) configFor(template string) (relay.Config, error) {
 	return relay.Config{DatabaseURL: f.Database, Brokers: f.Brokers, KafkaOptions: options, Source: relay.Source(f.Source), PollInterval: f.PollInterval, Slot: f.Slot, Publication: f.Publication,
 		Preset: relay.Preset(f.Preset), Headers: relay.Headers(f.Headers), Topic: template, Tables: tables,
 		OnMissingSlot: relay.MissingSlot(f.OnMissingSlot), NoCreateTopics: f.NoCreateTopics,
-		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce, SpillDir: f.SpillDir}, nil
+		AcceptGap: f.AcceptGap, ExactlyOnce: f.ExactlyOnce, SpillDir: f.SpillDir, MessagePrefix: f.MessagePrefix}, nil
 }
 
 type relayCmd struct {
