@@ -39,6 +39,9 @@
 // pool's size is the memory bound. When Kafka does not answer, the arenas run out and reading stops;
 // the status goroutine goes on, so that PostgreSQL does not hang up.
 //
+// With [Config.SpillDir] the server sends large transactions before they end. They wait on disk, and come
+// through the same path, as one transaction, when they have committed; see spill.
+//
 // # States
 //
 //	          checks pass              slot is ours

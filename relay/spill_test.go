@@ -3,8 +3,15 @@ package relay
 import (
 	"context"
 	"errors"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"converge/relay/pgoutput"
 )
 
 // TestReaderNeverWaitsForTheMemoryThatItReadsFrom: what lies in its own arena is not given back while it
@@ -48,5 +55,39 @@ func TestNewerDescriptionOfATableIsKept(t *testing.T) {
 	}
 	if connection[1] == before || connection[3] == nil {
 		t.Error("what the transaction was told last is forgotten")
+	}
+}
+
+// TestFullDiskIsNamed: the error says which directory and what to do, and nothing of it ends the relay for good.
+func TestFullDiskIsNamed(t *testing.T) {
+	root := t.TempDir()
+	s, err := newSpill(root, "slot", identity{System: "1"}, prometheus.NewGauge(prometheus.GaugeOpts{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.start(pgoutput.StreamStart{XID: 7, First: true}); err != nil {
+		t.Fatal(err)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("the system has no device that is always full")
+	}
+	s.file = full
+	s.out.Reset(full)
+	message := append([]byte("I\x00\x00\x00\x07"), make([]byte, 1000)...)
+	for range 2 * spillBuffer / len(message) {
+		if err = s.add(message, 1); err != nil {
+			break
+		}
+	}
+	if err == nil || !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), root) {
+		t.Errorf("writing to a full disk: %v, want an error that names %s", err, root)
+	}
+	if _, fatal := asFatal(err, false); fatal {
+		t.Error("a full disk ends the relay for good")
+	}
+	s.close()
+	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -583,3 +583,29 @@ func TestMutantsOfStreamsAreFound(t *testing.T) {
 		"remove what is another's":   {Run: "TestSpillDirectoryIsSharedByRelays", Says: "what belongs to another relay"},
 	})
 }
+
+// TestRowLargerThanAllMemoryIsPublished, as it comes and out of a file.
+func TestRowLargerThanAllMemoryIsPublished(t *testing.T) {
+	t.Parallel()
+	url, kafka := outboxDatabase(t), startBroker(t)
+	cfg := spilling(t, url, kafka)
+	cfg.BufferBytes = 256 << 10
+	subject := startReady(t, cfg)
+	conn := connect(t, url)
+	execute(t, conn, insertNumberedSQL, 0, 1, "small")
+	insertRow(t, conn, "topic-0", "large", strings.Repeat("x", 600<<10))
+	execute(t, conn, "BEGIN")
+	execute(t, conn, insertNumberedSQL, 1, 1000, "small")
+	insertRow(t, conn, "topic-0", "large", strings.Repeat("y", 700<<10))
+	awaitSpilled(t, cfg.SpillDir, 1)
+	execute(t, conn, "COMMIT")
+	caughtUp(t, subject, conn, cfg.Slot)
+	sizes := map[int]bool{}
+	all := records(t, kafka, "topic-0")
+	for _, r := range all {
+		sizes[len(r.Value)] = true
+	}
+	if len(all) != 1002 || !sizes[600<<10] || !sizes[700<<10] {
+		t.Errorf("%d records, want 1002; sizes %v", len(all), sizes)
+	}
+}

@@ -13,6 +13,11 @@ import (
 // waits in the queue it also follows the server's keepalives, which is all that it takes to release the
 // WAL of a database whose outboxes are idle.
 //
+// A transaction that the server sends before it has ended is not in the queue, and does not keep the keepalives
+// from counting: a keepalive's position is how far the server has decoded, and it has not decoded a commit that it
+// has not sent. So the commit lies at or behind every position that is confirmed before, and the server, which
+// keeps the WAL from the first row of whatever is open on, sends the transaction anew to the next connection.
+//
 // The zero tracker is ready; its watermark is the zero LSN, which tells the server nothing.
 //
 // begin, commit and keepalive belong to the reading goroutine, [transaction.acknowledge] to the Kafka
