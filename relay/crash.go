@@ -16,4 +16,6 @@ const (
 	crashStatus         = "status"          // a position is about to be confirmed
 	crashStatusTorn     = "status-torn"     // half of a confirmation is written
 	crashStatusSent     = "status-sent"     // all of it is
+	crashMark           = "mark"            // rows of a page are acknowledged and not marked
+	crashMarked         = "marked"          // they are marked
 )

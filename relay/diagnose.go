@@ -136,6 +136,10 @@ func (x *examination) database(ctx context.Context) {
 	if !x.note("primary", s.checkPrimary(), "the server is no standby") {
 		return // it has no current WAL position
 	}
+	if cfg.Source == SourcePolling {
+		x.polling(ctx, c)
+		return
+	}
 	x.note("wal_level", s.checkWALLevel(), "logical")
 	x.note("role", s.checkRole(), "%s may replicate", s.role)
 	x.server, err = checkReplication(ctx, cfg.DatabaseURL)

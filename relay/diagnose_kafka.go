@@ -41,7 +41,9 @@ func (x *examination) kafka(ctx context.Context) {
 	x.note("kafka security", err, "%s", security)
 	x.eventTopics(asking, k)
 	x.deadLetterTopic(asking, k)
-	x.checkpoint(ctx, k)
+	if x.relay.cfg.Source != SourcePolling {
+		x.checkpoint(ctx, k)
+	}
 }
 
 // checkpoint holds the slot against the checkpoint as a session does that begins.

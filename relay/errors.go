@@ -11,8 +11,8 @@ import (
 )
 
 // ErrDrainTimedOut is what [Relay.Run] returns when its context ended and Kafka did not acknowledge
-// what was under way within [Config].DrainTimeout. Nothing is lost: it is read again from the slot.
-var ErrDrainTimedOut = errors.New("drain timed out: unconfirmed records will be read again from the slot")
+// what was under way within [Config].DrainTimeout. Nothing is lost: it is sent again.
+var ErrDrainTimedOut = errors.New("drain timed out: what is not confirmed will be sent again")
 
 // fatalError ends Run: no waiting mends it, someone has to act.
 type fatalError struct {

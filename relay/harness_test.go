@@ -344,6 +344,41 @@ func config(url string, b *broker) relay.Config {
 		OnMissingSlot: relay.CreateMissingSlot}
 }
 
+// source is where rows come from, for tests that hold for all.
+type source relay.Source
+
+func (s source) config(url string, b *broker) relay.Config {
+	cfg := config(url, b)
+	cfg.Source = relay.Source(s)
+	return cfg
+}
+
+// forEachSource runs a test of what all sources promise.
+func forEachSource(t *testing.T, test func(t *testing.T, source source)) {
+	t.Parallel()
+	for _, s := range []source{source(relay.SourceWAL), source(relay.SourcePolling)} {
+		t.Run(string(s), func(t *testing.T) {
+			t.Parallel()
+			test(t, s)
+		})
+	}
+}
+
+// doneWith is whether everything up to the end of the WAL needs no relay any more.
+func doneWith(t testing.TB, conn *pgx.Conn, cfg relay.Config, end string) func() error {
+	return func() error {
+		switch {
+		case cfg.Source != relay.SourcePolling && !ask[bool](t, conn, confirmedPastSQL, cfg.Slot, end):
+			return errors.New("the slot is behind")
+		case cfg.Source == relay.SourcePolling && ask[bool](t, conn, unmarkedSQL):
+			return errors.New("there are rows that are not marked")
+		}
+		return nil
+	}
+}
+
+const unmarkedSQL = "SELECT EXISTS (SELECT FROM outbox WHERE published_at IS NULL)"
+
 // insertRow inserts one event of a key.
 func insertRow(t testing.TB, conn *pgx.Conn, topic, key, payload string) {
 	t.Helper()

@@ -12,9 +12,10 @@ import (
 
 // Status is one look at a relay from outside: what the database says of its slot. Sizes are bytes of WAL.
 type Status struct {
+	Source Source `json:"source"`
 	Slot   string `json:"slot"`
 	Exists bool   `json:"exists"`
-	// Active means that a relay reads the slot now; Reader is the name it gives itself, and PID the server process that serves it.
+	// Active means that a relay reads the slot, or polls, now; Reader is the name it gives itself, and PID the server process that serves it.
 	Active bool   `json:"active"`
 	Reader string `json:"reader,omitempty"`
 	PID    int    `json:"pid,omitempty"`
@@ -35,6 +36,11 @@ type Status struct {
 	RetainedBytes int64 `json:"retained_wal_bytes"`
 	// SafeBytes can still be written before the slot is invalidated; nil: no limit is set.
 	SafeBytes *int64 `json:"safe_wal_bytes,omitempty"`
+
+	// Backlog is how many rows wait, and Oldest when the first of them was created, with [SourcePolling]. There
+	// is no slot then, and nothing about WAL.
+	Backlog *int64     `json:"backlog_rows,omitempty"`
+	Oldest  *time.Time `json:"oldest_created_at,omitempty"`
 
 	// Checkpoint is what the relay last wrote of itself into Kafka, nil when there is none.
 	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
@@ -67,7 +73,7 @@ FROM pg_replication_slots
 WHERE slot_name = $1`
 
 // Inspect looks at the slot of the configuration. It changes nothing, and the relay does not notice. The role
-// needs no more than to connect.
+// needs no more than to connect; with [SourcePolling] it needs SELECT on the tables, whose waiting rows are counted.
 //
 // The error is that the database cannot be asked; a slot that is missing or lost is a problem of the Status.
 func Inspect(ctx context.Context, cfg Config) (Status, error) {
@@ -87,11 +93,15 @@ func Inspect(ctx context.Context, cfg Config) (Status, error) {
 	if err := server.checkPrimary(); err != nil {
 		return Status{}, err
 	}
+	if cfg.Source == SourcePolling {
+		return inspectPolling(ctx, c, &cfg)
+	}
 	slot, err := c.slot(ctx, cfg.Slot)
 	if err != nil {
 		return Status{}, err
 	}
 	s := slot.status(cfg.Slot)
+	s.Source = cfg.Source
 	if slot.exists && !slot.active && server.version >= inactiveSinceVersion {
 		rows, err := c.rows(ctx, inactiveSinceSQL, cfg.Slot)
 		if err != nil {
@@ -142,12 +152,17 @@ func (s slotState) status(name string) Status {
 		x.note("wal_status", s.checkRoom(), "")
 		x.note("reader", s.checkRead(name), "")
 	}
+	status.add(x)
+	return status
+}
+
+// add takes over what is not as it should be.
+func (s *Status) add(x *examination) {
 	for _, f := range x.findings {
 		if f.Level != OK {
-			status.Problems = append(status.Problems, f)
+			s.Problems = append(s.Problems, f)
 		}
 	}
-	return status
 }
 
 // checkRead returns an advice while nobody reads the slot.

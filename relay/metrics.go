@@ -38,7 +38,8 @@ type metrics struct {
 	spilled       prometheus.Gauge
 }
 
-func newMetrics(to prometheus.Registerer) (*metrics, error) {
+// newMetrics registers the metrics that the source has.
+func newMetrics(to prometheus.Registerer, source Source) (*metrics, error) {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "converge", Subsystem: "relay", Name: name, Help: help})
 	}
@@ -74,9 +75,12 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 	if to == nil {
 		return m, nil
 	}
+	collectors := []prometheus.Collector{m.published, m.publishErrors, m.commitToAck, m.leader, m.heartbeat, m.lag}
+	if source != SourcePolling {
+		collectors = append(collectors, m.retained, m.unconfirmed, m.safe, m.active, m.walStatus, m.spilled)
+	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.published, m.publishErrors, m.commitToAck, m.retained, m.unconfirmed,
-		m.safe, m.active, m.walStatus, m.leader, m.heartbeat, m.lag, m.spilled} {
+	for _, c := range collectors {
 		errs = append(errs, to.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -127,107 +127,111 @@ func TestRelayReconnectsWhenItsWALSenderIsTerminated(t *testing.T) {
 }
 
 func TestRelayOutlivesABrokerThatGoesAway(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	cfg := config(url, kafka)
-	subject := startReady(t, cfg)
-	conn := connect(t, url)
-	const rows = 300
-	for i := range rows {
-		switch i {
-		case 100:
-			kafka.gate.shut()
-		case 200:
-			eventually(t, "the relay says that Kafka is away", func() error {
-				if subject.Ready() == nil {
-					return errors.New("it says that it is ready")
-				}
-				return nil
-			})
-			kafka.gate.open()
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		cfg := source.config(url, kafka)
+		subject := startReady(t, cfg)
+		conn := connect(t, url)
+		const rows = 300
+		for i := range rows {
+			switch i {
+			case 100:
+				kafka.gate.shut()
+			case 200:
+				eventually(t, "the relay says that Kafka is away", func() error {
+					if subject.Ready() == nil {
+						return errors.New("it says that it is ready")
+					}
+					return nil
+				})
+				kafka.gate.open()
+			}
+			insertRow(t, conn, "orders", "k", fmt.Sprint(i))
 		}
-		insertRow(t, conn, "orders", "k", fmt.Sprint(i))
-	}
-	repeats := takeInOrder(t, kafka.reader(t, "orders"), rows)
-	eventually(t, "the relay is ready again", subject.Ready)
-	t.Logf("%d repeats", repeats)
+		repeats := takeInOrder(t, kafka.reader(t, "orders"), rows)
+		eventually(t, "the relay is ready again", subject.Ready)
+		t.Logf("%d repeats", repeats)
+	})
 }
 
 func TestRelayStartsWithoutKafkaAndWithoutPostgreSQL(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	kafka.gate.shut()
-	cfg := config(url, kafka)
-	subject := start(t, cfg)
-	eventually(t, "the relay tried", func() error {
-		if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "Kafka") {
-			return fmt.Errorf("ready is %w", err)
-		}
-		return nil
-	})
-	kafka.gate.open()
-	eventually(t, "the relay streams", subject.Ready)
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		kafka.gate.shut()
+		cfg := source.config(url, kafka)
+		subject := start(t, cfg)
+		eventually(t, "the relay tried", func() error {
+			if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "Kafka") {
+				return fmt.Errorf("ready is %w", err)
+			}
+			return nil
+		})
+		kafka.gate.open()
+		eventually(t, "the relay streams", subject.Ready)
 
-	cfg.DatabaseURL = "postgres://nobody@127.0.0.1:1/none?sslmode=disable"
-	subject = start(t, cfg)
-	eventually(t, "the relay tried", func() error {
-		if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "connecting to the database") {
-			return fmt.Errorf("ready is %w", err)
+		cfg.DatabaseURL = "postgres://nobody@127.0.0.1:1/none?sslmode=disable"
+		subject = start(t, cfg)
+		eventually(t, "the relay tried", func() error {
+			if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "connecting to the database") {
+				return fmt.Errorf("ready is %w", err)
+			}
+			return nil
+		})
+		select {
+		case <-subject.done:
+			t.Errorf("an outage ended Run: %v", subject.err)
+		default:
 		}
-		return nil
 	})
-	select {
-	case <-subject.done:
-		t.Errorf("an outage ended Run: %v", subject.err)
-	default:
-	}
 }
 
 func TestStandbyTakesOver(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	cfg := config(url, kafka)
-	first := startReady(t, cfg)
-	second := start(t, cfg)
-	eventually(t, "the second stands by", func() error {
-		if err := second.Ready(); err == nil || !strings.Contains(err.Error(), "standing by") {
-			return fmt.Errorf("ready is %w", err)
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		cfg := source.config(url, kafka)
+		first := startReady(t, cfg)
+		second := start(t, cfg)
+		eventually(t, "the second stands by", func() error {
+			if err := second.Ready(); err == nil || !strings.Contains(err.Error(), "standing by") {
+				return fmt.Errorf("ready is %w", err)
+			}
+			return nil
+		})
+		if err := first.stop(); err != nil {
+			t.Fatalf("draining the first: %v", err)
 		}
-		return nil
+		eventually(t, "the second took over", second.Ready)
+		conn := connect(t, url)
+		insertRow(t, conn, "orders", "k", "0")
+		kafka.reader(t, "orders").next(t)
 	})
-	if err := first.stop(); err != nil {
-		t.Fatalf("draining the first: %v", err)
-	}
-	eventually(t, "the second took over", second.Ready)
-	conn := connect(t, url)
-	insertRow(t, conn, "orders", "k", "0")
-	kafka.reader(t, "orders").next(t)
 }
 
 func TestDrainConfirmsEverythingThatWasPublished(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	cfg := config(url, kafka)
-	subject := startReady(t, cfg)
-	conn := connect(t, url)
-	reader := kafka.reader(t, "orders")
-	const rows = 50
-	for i := range rows {
-		insertRow(t, conn, "orders", "k", fmt.Sprint(i))
-	}
-	end := ask[string](t, conn, walEndSQL)
-	takeInOrder(t, reader, rows)
-	if err := subject.stop(); err != nil {
-		t.Fatalf("draining: %v", err)
-	}
-	if !ask[bool](t, conn, confirmedPastSQL, cfg.Slot, end) {
-		t.Error("the drain left published rows unconfirmed")
-	}
-	startReady(t, cfg)
-	insertRow(t, conn, "orders", "k", "next")
-	if got := reader.value(t); got != "next" {
-		t.Errorf("the second relay began with %q, want the row after the drain", got)
-	}
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		cfg := source.config(url, kafka)
+		subject := startReady(t, cfg)
+		conn := connect(t, url)
+		reader := kafka.reader(t, "orders")
+		const rows = 50
+		for i := range rows {
+			insertRow(t, conn, "orders", "k", fmt.Sprint(i))
+		}
+		end := ask[string](t, conn, walEndSQL)
+		takeInOrder(t, reader, rows)
+		if err := subject.stop(); err != nil {
+			t.Fatalf("draining: %v", err)
+		}
+		if doneWith(t, conn, cfg, end)() != nil {
+			t.Error("the drain left published rows unconfirmed")
+		}
+		startReady(t, cfg)
+		insertRow(t, conn, "orders", "k", "next")
+		if got := reader.value(t); got != "next" {
+			t.Errorf("the second relay began with %q, want the row after the drain", got)
+		}
+	})
 }
 
 func TestDrainThatKafkaDoesNotAnswerEndsInTime(t *testing.T) {
@@ -263,87 +267,102 @@ func TestDrainThatKafkaDoesNotAnswerEndsInTime(t *testing.T) {
 }
 
 func TestRowsThatNoWaitingHelpsAreDeadLettersAndTheStreamGoesOn(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	if err := kafka.CreateTopic("orders", 1, map[string]string{"max.message.bytes": "2000"}); err != nil {
-		t.Fatal(err)
-	}
-	registry := prometheus.NewRegistry()
-	cfg := config(url, kafka)
-	cfg.Registerer = registry
-	subject := startReady(t, cfg)
-	conn := connect(t, url)
-	orders, dead := kafka.reader(t, "orders"), kafka.reader(t, cfg.Slot+".relay.dlq")
-	insertRow(t, conn, "orders", "k", "0")
-	insertRow(t, conn, "orders", "k", strings.Repeat("x", 3000))
-	insertRow(t, conn, "no topic at all", "k", "1")
-	insertRow(t, conn, "orders", "k", "1")
-	end := ask[string](t, conn, walEndSQL)
-	if repeats := takeInOrder(t, orders, 2); repeats != 0 {
-		t.Errorf("%d rows were repeated: the stream began anew", repeats)
-	}
-	for _, want := range []struct {
-		origin, class string
-		size          int
-	}{{"orders", "too_large", 3000}, {"no topic at all", "invalid_topic", 1}} {
-		letter := dead.next(t)
-		headers := headersOf(t, letter)
-		if string(letter.Key) != "k" || len(letter.Value) != want.size || headers["origin_topic"] != want.origin ||
-			headers["error_class"] != want.class || headers["origin_table"] != outboxTable || headers["event_type"] != "Happened" ||
-			headers["ordinal"] != "0" || headers["payload_bytes"] != strconv.Itoa(want.size) {
-			t.Errorf("a dead letter of %d bytes says %v, want %+v", len(letter.Value), headers, want)
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		if err := kafka.CreateTopic("orders", 1, map[string]string{"max.message.bytes": "2000"}); err != nil {
+			t.Fatal(err)
 		}
-		lsn := headers["commit_lsn"]
-		if !ask[bool](t, conn, "SELECT $1::text::pg_lsn < $2::text::pg_lsn", lsn, end) {
-			t.Errorf("the dead letter is of transaction %s, which is not before %s", lsn, end)
+		registry := prometheus.NewRegistry()
+		cfg := source.config(url, kafka)
+		cfg.Registerer = registry
+		subject := startReady(t, cfg)
+		conn := connect(t, url)
+		orders, dead := kafka.reader(t, "orders"), kafka.reader(t, cfg.Slot+".relay.dlq")
+		insertRow(t, conn, "orders", "k", "0")
+		insertRow(t, conn, "orders", "k", strings.Repeat("x", 3000))
+		insertRow(t, conn, "no topic at all", "k", "1")
+		insertRow(t, conn, "orders", "k", "1")
+		end := ask[string](t, conn, walEndSQL)
+		if repeats := takeInOrder(t, orders, 2); repeats != 0 {
+			t.Errorf("%d rows were repeated: the stream began anew", repeats)
 		}
-		if got := sum(t, registry, "converge_relay_publish_errors_total", "reason", want.class); got != 1 {
-			t.Errorf("%v rows counted as %s, want 1", got, want.class)
+		for _, want := range []struct {
+			origin, class string
+			size          int
+		}{{"orders", "too_large", 3000}, {"no topic at all", "invalid_topic", 1}} {
+			letter := dead.next(t)
+			headers := headersOf(t, letter)
+			if string(letter.Key) != "k" || len(letter.Value) != want.size || headers["origin_topic"] != want.origin ||
+				headers["error_class"] != want.class || headers["origin_table"] != outboxTable || headers["event_type"] != "Happened" ||
+				headers["payload_bytes"] != strconv.Itoa(want.size) {
+				t.Errorf("a dead letter of %d bytes says %v, want %+v", len(letter.Value), headers, want)
+			}
+			saysWhere(t, conn, cfg, headers, "0", end)
+			if got := sum(t, registry, "converge_relay_publish_errors_total", "reason", want.class); got != 1 {
+				t.Errorf("%v rows counted as %s, want 1", got, want.class)
+			}
 		}
+		eventually(t, "everything is done with", doneWith(t, conn, cfg, end))
+		if err := subject.Ready(); err != nil {
+			t.Errorf("not ready: %v", err)
+		}
+	})
+}
+
+// saysWhere holds what a dead letter says of its row's place against the database.
+func saysWhere(t testing.TB, conn *pgx.Conn, cfg relay.Config, headers map[string]string, ordinal, end string) {
+	t.Helper()
+	if cfg.Source == relay.SourcePolling {
+		if !ask[bool](t, conn, "SELECT EXISTS (SELECT FROM outbox WHERE seq = $1::text::bigint AND event_id = $2::text::uuid)", headers["seq"], headers["event_id"]) {
+			t.Errorf("the dead letter is of row number %q", headers["seq"])
+		}
+		return
 	}
-	confirmedPast(t, conn, cfg.Slot, end)
-	if err := subject.Ready(); err != nil {
-		t.Errorf("not ready: %v", err)
+	if lsn := headers["commit_lsn"]; headers["ordinal"] != ordinal || !ask[bool](t, conn, "SELECT $1::text::pg_lsn < $2::text::pg_lsn", lsn, end) {
+		t.Errorf("the dead letter is of row %s in transaction %s, want %s, before %s", headers["ordinal"], lsn, ordinal, end)
 	}
 }
 
 // A broker answers for a batch. Which of its rows it will not have shows when each is sent alone.
 func TestRowThatTheBrokerRefusesIsToldFromItsCompany(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	poison := []byte("poison")
-	kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
-		kafka.KeepControl()
-		produce := request.(*kmsg.ProduceRequest)
-		for _, topic := range produce.Topics {
-			for _, p := range topic.Partitions {
-				if bytes.Contains(p.Records, poison) && !bytes.Contains(p.Records, []byte("origin_topic")) {
-					return refuseProduce(produce, kerr.InvalidRecord), nil, true
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		poison := []byte("poison")
+		kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			kafka.KeepControl()
+			produce := request.(*kmsg.ProduceRequest)
+			for _, topic := range produce.Topics {
+				for _, p := range topic.Partitions {
+					if bytes.Contains(p.Records, poison) && !bytes.Contains(p.Records, []byte("origin_topic")) {
+						return refuseProduce(produce, kerr.InvalidRecord), nil, true
+					}
 				}
 			}
-		}
-		return nil, nil, false
-	})
-	cfg := config(url, kafka)
-	cfg.KafkaOptions = []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}
-	startReady(t, cfg)
-	conn := connect(t, url)
-	orders, dead := kafka.reader(t, "orders"), kafka.reader(t, cfg.Slot+".relay.dlq")
-	execute(t, conn, `
+			return nil, nil, false
+		})
+		cfg := source.config(url, kafka)
+		cfg.KafkaOptions = []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}
+		startReady(t, cfg)
+		conn := connect(t, url)
+		orders, dead := kafka.reader(t, "orders"), kafka.reader(t, cfg.Slot+".relay.dlq")
+		execute(t, conn, `
 INSERT INTO outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type, payload)
 SELECT gen_random_uuid(), 'orders', 'thing', 'k', 1, 'Happened', 'text/plain',
        convert_to(CASE WHEN n = 50 THEN 'poison' ELSE (n - n / 50)::text END, 'UTF8')
 FROM generate_series(0, 100) AS n`)
-	end := ask[string](t, conn, walEndSQL)
-	takeInOrder(t, orders, 98)
-	letter := dead.next(t)
-	if headers := headersOf(t, letter); string(letter.Value) != "poison" || headers["error_class"] != "rejected" || headers["ordinal"] != "50" {
-		t.Errorf("the dead letter is %q with %v", letter.Value, headers)
-	}
-	confirmedPast(t, conn, cfg.Slot, end)
-	insertRow(t, conn, "orders", "k", "after")
-	for orders.value(t) != "after" { //nolint:revive // rows may be repeated before it
-	}
+		end := ask[string](t, conn, walEndSQL)
+		takeInOrder(t, orders, 98)
+		letter := dead.next(t)
+		if headers := headersOf(t, letter); string(letter.Value) != "poison" || headers["error_class"] != "rejected" {
+			t.Errorf("the dead letter is %q with %v", letter.Value, headers)
+		} else {
+			saysWhere(t, conn, cfg, headers, "50", end)
+		}
+		eventually(t, "everything is done with", doneWith(t, conn, cfg, end))
+		insertRow(t, conn, "orders", "k", "after")
+		for orders.value(t) != "after" { //nolint:revive // rows may be repeated before it
+		}
+	})
 }
 
 // refuseProduce answers a whole request with one error.
@@ -363,28 +382,29 @@ func refuseProduce(request *kmsg.ProduceRequest, no *kerr.Error) kmsg.Response {
 }
 
 func TestMissingTopicStopsTheStreamUntilSomeoneMakesIt(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	cfg := config(url, kafka)
-	cfg.NoCreateTopics = true
-	subject := startReady(t, cfg)
-	conn := connect(t, url)
-	insertRow(t, conn, "orders", "k", "0")
-	end := ask[string](t, conn, walEndSQL)
-	eventually(t, "the relay names the topic and the fix", func() error {
-		if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "create the topic") || !strings.Contains(err.Error(), "orders") {
-			return fmt.Errorf("ready is %w", err)
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		cfg := source.config(url, kafka)
+		cfg.NoCreateTopics = true
+		subject := startReady(t, cfg)
+		conn := connect(t, url)
+		insertRow(t, conn, "orders", "k", "0")
+		end := ask[string](t, conn, walEndSQL)
+		eventually(t, "the relay names the topic and the fix", func() error {
+			if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "create the topic") || !strings.Contains(err.Error(), "orders") {
+				return fmt.Errorf("ready is %w", err)
+			}
+			return nil
+		})
+		if doneWith(t, conn, cfg, end)() == nil {
+			t.Error("the row that was not published was confirmed")
 		}
-		return nil
+		if err := kafka.CreateTopic("orders", 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		takeInOrder(t, kafka.reader(t, "orders"), 1)
+		eventually(t, "everything is done with", doneWith(t, conn, cfg, end))
 	})
-	if ask[bool](t, conn, confirmedPastSQL, cfg.Slot, end) {
-		t.Error("the row that was not published was confirmed")
-	}
-	if err := kafka.CreateTopic("orders", 1, nil); err != nil {
-		t.Fatal(err)
-	}
-	takeInOrder(t, kafka.reader(t, "orders"), 1)
-	confirmedPast(t, conn, cfg.Slot, end)
 }
 
 // sum adds up a counter's samples that carry the label.
@@ -411,72 +431,74 @@ func sum(t testing.TB, registry *prometheus.Registry, counter, label, value stri
 
 // A broker that does not know what is wrong with it says nothing about the rows: they wait.
 func TestABrokerThatIsBrokenMakesNoDeadLetters(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	var times atomic.Int64
-	kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
-		kafka.KeepControl()
-		produce := request.(*kmsg.ProduceRequest)
-		for _, topic := range produce.Topics {
-			for _, p := range topic.Partitions {
-				// Twice make a suspect and a dead letter of a row that is refused.
-				if bytes.Contains(p.Records, []byte("a-key")) && times.Add(1) <= 5 {
-					return refuseProduce(produce, kerr.UnknownServerError), nil, true
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		var times atomic.Int64
+		kafka.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			kafka.KeepControl()
+			produce := request.(*kmsg.ProduceRequest)
+			for _, topic := range produce.Topics {
+				for _, p := range topic.Partitions {
+					// Twice make a suspect and a dead letter of a row that is refused.
+					if bytes.Contains(p.Records, []byte("a-key")) && times.Add(1) <= 5 {
+						return refuseProduce(produce, kerr.UnknownServerError), nil, true
+					}
 				}
 			}
+			return nil, nil, false
+		})
+		cfg := source.config(url, kafka)
+		cfg.KafkaOptions = []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}
+		startReady(t, cfg)
+		conn := connect(t, url)
+		const rows = 20
+		for i := range rows {
+			insertRow(t, conn, "orders", "a-key", fmt.Sprint(i))
 		}
-		return nil, nil, false
+		end := ask[string](t, conn, walEndSQL)
+		reader := kafka.reader(t, "orders")
+		takeInOrder(t, reader, rows)
+		eventually(t, "everything is done with", doneWith(t, conn, cfg, end))
+		if n := times.Load(); n <= 5 {
+			t.Errorf("the broker was broken %d times only", n)
+		}
+		topics, err := kadm.NewClient(reader.client).ListTopics(t.Context(), cfg.Slot+".relay.dlq")
+		if err != nil || topics.Has(cfg.Slot+".relay.dlq") {
+			t.Errorf("there is a dead-letter topic (%v)", err)
+		}
 	})
-	cfg := config(url, kafka)
-	cfg.KafkaOptions = []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression())}
-	startReady(t, cfg)
-	conn := connect(t, url)
-	const rows = 20
-	for i := range rows {
-		insertRow(t, conn, "orders", "a-key", fmt.Sprint(i))
-	}
-	end := ask[string](t, conn, walEndSQL)
-	reader := kafka.reader(t, "orders")
-	takeInOrder(t, reader, rows)
-	confirmedPast(t, conn, cfg.Slot, end)
-	if n := times.Load(); n <= 5 {
-		t.Errorf("the broker was broken %d times only", n)
-	}
-	topics, err := kadm.NewClient(reader.client).ListTopics(t.Context(), cfg.Slot+".relay.dlq")
-	if err != nil || topics.Has(cfg.Slot+".relay.dlq") {
-		t.Errorf("there is a dead-letter topic (%v)", err)
-	}
 }
 
 func TestRecordThatTheBrokerRefusesIsSentAgainWithAllBehindIt(t *testing.T) {
-	t.Parallel()
-	url, kafka := outboxDatabase(t), startBroker(t)
-	cfg := config(url, kafka)
-	subject := startReady(t, cfg)
-	conn := connect(t, url)
-	reader := kafka.reader(t, "orders")
-	insertRow(t, conn, "orders", "k", "0")
-	reader.next(t)
-	fault := kafka.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
-	const rows = 20
-	for i := 1; i < rows; i++ {
-		insertRow(t, conn, "orders", "k", fmt.Sprint(i))
-	}
-	eventually(t, "the relay names the fix", func() error {
-		if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "grant the relay WRITE") {
-			return fmt.Errorf("ready is %w", err)
+	forEachSource(t, func(t *testing.T, source source) {
+		url, kafka := outboxDatabase(t), startBroker(t)
+		cfg := source.config(url, kafka)
+		subject := startReady(t, cfg)
+		conn := connect(t, url)
+		reader := kafka.reader(t, "orders")
+		insertRow(t, conn, "orders", "k", "0")
+		reader.next(t)
+		fault := kafka.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		const rows = 20
+		for i := 1; i < rows; i++ {
+			insertRow(t, conn, "orders", "k", fmt.Sprint(i))
 		}
-		return nil
+		eventually(t, "the relay names the fix", func() error {
+			if err := subject.Ready(); err == nil || !strings.Contains(err.Error(), "grant the relay WRITE") {
+				return fmt.Errorf("ready is %w", err)
+			}
+			return nil
+		})
+		fault.Remove()
+		next := 1
+		for next < rows {
+			if value := reader.value(t); value == fmt.Sprint(next) {
+				next++
+			} else if value != "0" {
+				t.Fatalf("record %s came, want %d", value, next)
+			}
+		}
 	})
-	fault.Remove()
-	next := 1
-	for next < rows {
-		if value := reader.value(t); value == fmt.Sprint(next) {
-			next++
-		} else if value != "0" {
-			t.Fatalf("record %s came, want %d", value, next)
-		}
-	}
 }
 
 func TestMetricsFollowTheConventions(t *testing.T) {

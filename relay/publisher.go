@@ -36,7 +36,8 @@ type publisher struct {
 	topicName []byte // scratch
 	lastTopic *topic
 	unpushed  bool   // records were produced since the last push
-	mark      []byte // of the replay header; nil for rows of the WAL, which have none
+	mark      []byte // of the replay header; nil for rows that are sent for the first time, which have none
+	polled    bool   // rows have a number of their table's, seq, behind their columns, and no place in the WAL
 
 	// What earlier sessions learnt of rows that were refused; they do not change.
 	suspects suspects

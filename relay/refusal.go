@@ -141,6 +141,7 @@ const (
 	headerOriginTable  = "origin_table"
 	headerCommitLSN    = "commit_lsn"
 	headerOrdinal      = "ordinal" // of the row among its transaction's, from 0
+	headerSeq          = "seq"     // of a polled row, which has no place in the WAL
 	headerPayloadBytes = "payload_bytes"
 )
 
@@ -164,6 +165,12 @@ func (p *publisher) bury(ctx context.Context, r *row, tuple pgoutput.Tuple, no *
 		return err
 	}
 	payload := r.layout.payload(tuple)
+	where := []kgo.RecordHeader{header(headerCommitLSN, []byte(r.transaction.lsn.String())),
+		header(headerOrdinal, strconv.AppendInt(nil, r.transaction.skipped+r.transaction.sent, 10))}
+	if p.polled {
+		where = []kgo.RecordHeader{header(headerSeq, strconv.AppendInt(nil, int64Of(tuple[len(tuple)-1]), 10))}
+	}
+	where = append(where, header(headerPayloadBytes, strconv.AppendInt(nil, int64(len(payload)), 10)))
 	r.topic, r.dead = to, true
 	r.headers = append(r.headers[:0],
 		header(headerEventID, id),
@@ -172,17 +179,15 @@ func (p *publisher) bury(ctx context.Context, r *row, tuple pgoutput.Tuple, no *
 		header(headerOriginTopic, []byte(no.topic)),
 		header(headerOriginTable, []byte(no.table)),
 		header(headerErrorClass, []byte(no.reason)),
-		header(headerError, []byte(no.err.Error())),
-		header(headerCommitLSN, []byte(r.transaction.lsn.String())),
-		header(headerOrdinal, strconv.AppendInt(nil, r.transaction.skipped+r.transaction.sent, 10)),
-		header(headerPayloadBytes, strconv.AppendInt(nil, int64(len(payload)), 10)))
+		header(headerError, []byte(no.err.Error())))
+	r.headers = append(r.headers, where...)
 	r.record = kgo.Record{Key: key, Value: payload, Headers: r.headers, Timestamp: r.transaction.committed, Topic: to.name}
 	if recordSize(&r.record) > to.limit {
 		r.record.Value = nil
 	}
 	if recordSize(&r.record) > to.limit {
 		r.record.Key = nil
-		r.record.Headers = r.headers[len(r.headers)-3:] // where it is, is always said
+		r.record.Headers = where // it is always said where it is
 	}
 	p.metrics.publishErrors.WithLabelValues(no.reason).Inc()
 	p.log.Error("a row is a dead letter", slog.Any(keyError, no), slog.String("dead_letter_topic", to.name))

@@ -17,6 +17,7 @@ const (
 	keyPublication = "publication"
 	keyRetryIn     = "retry_in"
 	keySlot        = "slot"
+	keySource      = "source"
 	keyTable       = "table"
 	keyTables      = "tables"
 	keyTimeline    = "timeline"
@@ -57,7 +58,7 @@ func New(cfg Config) (*Relay, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuring the relay: %w", err)
 	}
-	m, err := newMetrics(cfg.Registerer)
+	m, err := newMetrics(cfg.Registerer, cfg.Source)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +91,11 @@ func (r *Relay) streaming() {
 	if !r.refused {
 		r.notReady, r.stalled = nil, nil
 	}
-	r.log.Info("streaming", slog.String(keySlot, r.cfg.Slot), slog.String(keyPublication, r.cfg.Publication))
+	attributes := []any{slog.String(keySlot, r.cfg.Slot)}
+	if r.cfg.Source != SourcePolling {
+		attributes = append(attributes, slog.String(keyPublication, r.cfg.Publication))
+	}
+	r.log.Info("streaming", append(attributes, slog.String(keySource, string(r.cfg.Source)))...)
 }
 
 // steady notes that a session has streamed for a while.
@@ -136,10 +141,14 @@ const (
 // waiting helps: a wrong configuration, a slot that is missing, lost or another's.
 func (r *Relay) Run(ctx context.Context) error {
 	defer r.setNotReady(errors.New("the relay has stopped"))
+	session := r.runSession
+	if r.cfg.Source == SourcePolling {
+		session = r.runPolling
+	}
 	backoff := firstBackoff
 	for {
 		began := time.Now()
-		err := r.runSession(ctx)
+		err := session(ctx)
 		if ctx.Err() != nil {
 			if errors.Is(err, ErrDrainTimedOut) {
 				return err

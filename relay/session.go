@@ -206,10 +206,14 @@ func (s *session) settleAll(ctx context.Context) error {
 // standbyError means that another relay reads the slot.
 type standbyError struct {
 	slot, pid string
+	polls     bool // and has no slot
 	err       error
 }
 
 func (e *standbyError) Error() string {
+	if e.polls {
+		return fmt.Sprintf("standing by: another relay polls as %s (server process %s)", e.slot, e.pid)
+	}
 	return fmt.Sprintf("standing by: slot %s is read by another relay (server process %s)", e.slot, e.pid)
 }
 

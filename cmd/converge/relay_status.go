@@ -92,6 +92,10 @@ func (s shownStatus) print(stdout io.Writer) error {
 		fmt.Fprintf(out, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	switch {
+	case s.Source == relay.SourcePolling && s.Active:
+		line("polling", "as %s by %s (server process %d)", s.Slot, orElse(s.Reader, "a relay"), s.PID)
+	case s.Source == relay.SourcePolling:
+		line("polling", "as %s by nobody", s.Slot)
 	case !s.Exists:
 		line("slot", "%s does not exist", s.Slot)
 	case s.Active:
@@ -111,6 +115,13 @@ func (s shownStatus) print(stdout io.Writer) error {
 		} else {
 			line("room", "%s of WAL until the slot is lost", size(*s.SafeBytes))
 		}
+	}
+	if s.Backlog != nil {
+		text := fmt.Sprintf("%d rows wait", *s.Backlog)
+		if s.Oldest != nil {
+			text += ", the oldest since " + s.Oldest.Local().Format(time.DateTime)
+		}
+		line("backlog", "%s", text)
 	}
 	if c := s.Checkpoint; c != nil {
 		text := fmt.Sprintf("%s, written %s", c.Confirmed, c.At.Local().Format(time.DateTime))
