@@ -192,7 +192,11 @@ func TestStandbyTakesOver(t *testing.T) {
 		first := startReady(t, cfg)
 		second := start(t, cfg)
 		eventually(t, "the second stands by", func() error {
-			if err := second.Ready(); err == nil || !strings.Contains(err.Error(), "standing by") {
+			err := second.Ready()
+			if err == nil {
+				t.Fatal("both relays read")
+			}
+			if !strings.Contains(err.Error(), "standing by") {
 				return fmt.Errorf("ready is %w", err)
 			}
 			return nil

@@ -226,7 +226,7 @@ func (s *polling) read(ctx context.Context, table string) error {
 	_, closed := result.Close()
 	s.answered()
 	if err == nil && closed != nil {
-		err = fmt.Errorf("reading %s: %w", table, closed)
+		err = s.noOutbox(fmt.Errorf("reading %s: %w", table, closed))
 	}
 	return err
 }

@@ -113,6 +113,11 @@ func (p *publisher) publishTable(ctx context.Context, c *control, memory *arenas
 	if _, closed := result.Close(); err == nil {
 		err = closed
 	}
+	return p.noOutbox(err)
+}
+
+// noOutbox returns err with its fix if a table cannot be read for what it is.
+func (p *publisher) noOutbox(err error) error {
 	if sqlState(err) == stateUndefinedColumn || sqlState(err) == stateUndefinedTable {
 		return &fatalError{err, "name outbox tables, which have the columns " + p.shape.columnList() + " and seq, the order of insertion"}
 	}
