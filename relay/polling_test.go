@@ -114,13 +114,13 @@ func TestPollingMarksNothingBeforeKafkaAcknowledges(t *testing.T) {
 		return nil
 	})
 	if doneWith(t, conn, cfg, "")() == nil {
-		t.Error("a row that Kafka does not have was marked")
+		t.Fatal("a row that Kafka does not have was marked")
 	}
 	if err := subject.stop(); !errors.Is(err, relay.ErrDrainTimedOut) {
 		t.Errorf("Run returned %v, want ErrDrainTimedOut", err)
 	}
 	if doneWith(t, conn, cfg, "")() == nil {
-		t.Error("a row that Kafka does not have was marked while draining")
+		t.Fatal("a row that Kafka does not have was marked while draining")
 	}
 	kafka.gate.shut()
 	kafka.gate.open()
