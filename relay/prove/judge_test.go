@@ -22,7 +22,7 @@ import (
 type witness struct {
 	server *server
 	began  time.Time
-	once   bool // the records are those of committed transactions
+	plan   plan
 
 	sampling sync.Mutex // held while a sample is taken, so that they stand in their order
 
@@ -36,8 +36,8 @@ type witness struct {
 	reader  time.Duration // when the relay's slot was last seen to have a reader, since the run began
 }
 
-func newWitness(s *server, once bool) *witness {
-	return &witness{server: s, began: time.Now(), once: once, ends: map[uuid.UUID]LSN{}, records: map[Place][]Record{}, next: map[Place]int64{}}
+func newWitness(s *server, p plan) *witness {
+	return &witness{server: s, began: time.Now(), plan: p, ends: map[uuid.UUID]LSN{}, records: map[Place][]Record{}, next: map[Place]int64{}}
 }
 
 const (
@@ -212,6 +212,9 @@ func (w *witness) sample(ctx context.Context, conn *pgx.Conn, kafka *kgo.Client,
 	w.sampling.Lock()
 	defer w.sampling.Unlock()
 	s := Sample{At: time.Since(w.began), Epoch: int(w.server.epoch.Load()), Since: since}
+	if w.plan.Polls {
+		return w.sampleReader(ctx, conn, s.At)
+	}
 	var confirmed int64
 	var active bool
 	err := conn.QueryRow(ctx, sampleSQL, slot).Scan(&confirmed, &active)
@@ -235,6 +238,21 @@ func (w *witness) sample(ctx context.Context, conn *pgx.Conn, kafka *kgo.Client,
 	}
 	w.samples = append(w.samples, s)
 	return nil
+}
+
+// sampleReader looks whether the relay polls.
+func (w *witness) sampleReader(ctx context.Context, conn *pgx.Conn, at time.Duration) error {
+	var pid int
+	err := conn.QueryRow(ctx, w.plan.readerSQL(), slot).Scan(&pid)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		w.reader = at
+	}
+	return err
 }
 
 // ends returns where the topics end, those that are not there at 0.
@@ -330,7 +348,7 @@ func (w *witness) has(ends map[Place]int64) error {
 func (w *witness) history(l *ledger) *History {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := &History{Samples: w.samples, Once: w.once}
+	h := &History{Samples: w.samples, Once: w.plan.Once}
 	h.Rows, h.Strangers = l.finished(w.ends)
 	for _, records := range w.records {
 		h.Records = append(h.Records, records...)

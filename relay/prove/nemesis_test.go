@@ -88,12 +88,12 @@ func troubles() []trouble {
 			return r.server.again
 		}},
 		trouble{"PostgreSQL: reader terminated", func(r *run, _ *rand.Rand) func() {
-			r.ask("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active", slot)
+			r.ask("SELECT pg_terminate_backend(pid) FROM ("+r.plan.readerSQL()+") AS reader (pid)", slot)
 			return func() {}
 		}},
 		trouble{"PostgreSQL: walsender paused", func(r *run, _ *rand.Rand) func() {
 			var pid int
-			if !r.ask("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND active", slot, &pid) {
+			if !r.ask(r.plan.readerSQL(), slot, &pid) {
 				return func() {}
 			}
 			_ = syscall.Kill(pid, syscall.SIGSTOP) // it may be gone by now

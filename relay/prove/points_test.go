@@ -16,6 +16,8 @@ var calls = []mutants.Fault{
 	{File: "relay/publisher.go", Old: "\tcrash(crashProduced)\n"},
 	{File: "relay/publisher.go", Old: "\t\tcrash(crashDeadLetter)\n"},
 	{File: "relay/publisher.go", Old: "\tcrash(crashAcknowledged)\n"},
+	{File: "relay/polling.go", Old: "\tcrash(crashMark)\n"},
+	{File: "relay/polling.go", Old: "\tcrash(crashMarked)\n"},
 	{File: "relay/backfill.go", Old: "\tcrash(crashBackfillMarked)\n"},
 	{File: "relay/backfill.go", Old: "\tcrash(crashBackfilled)\n"},
 	{File: "relay/checkpoint.go", Old: "\t\t\tcrash(crashCheckpoint)\n"},

@@ -11,6 +11,7 @@ import (
 var (
 	kills = flag.Int("prove.kills", 20, "how often to kill the relay")
 	once  = flag.Bool("prove.exactly-once", false, "have the relay publish exactly once")
+	polls = flag.Bool("prove.polling", false, "have the relay poll")
 	seed  = flag.Uint64("prove.seed", 0, "repeat the plan of an earlier run; 0 makes a new one")
 )
 
@@ -26,7 +27,7 @@ func newSeed() uint64 {
 
 func TestRelayLosesNothing(t *testing.T) {
 	t.Parallel()
-	p := plan{Kills: *kills, Seed: newSeed(), Once: *once, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience}
+	p := plan{Kills: *kills, Seed: newSeed(), Once: *once, Polls: *polls, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience}
 	if *kills >= complete {
 		p.Long = time.Minute
 	}
@@ -57,6 +58,14 @@ func TestRelayLosesNothing(t *testing.T) {
 func TestRelayThatPublishesExactlyOnceRepeatsNothing(t *testing.T) {
 	t.Parallel()
 	r := prove(t, buildRelay(t), "", plan{Kills: 8, Seed: newSeed(), Once: true, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience})
+	t.Logf("\n%s", r.table())
+	r.mustPass(t)
+}
+
+// A relay that polls promises the same.
+func TestRelayThatPollsLosesNothing(t *testing.T) {
+	t.Parallel()
+	r := prove(t, buildRelay(t), "", plan{Kills: 8, Seed: newSeed(), Polls: true, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience})
 	t.Logf("\n%s", r.table())
 	r.mustPass(t)
 }

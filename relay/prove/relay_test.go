@@ -27,15 +27,24 @@ const (
 // hundreds of times a second, confirmations once, dead letters now and then.
 var points = map[string]int{
 	"received": 600, "transaction": 600, "commit": 30, "produced": 600, "acknowledged": 600,
-	"dead-letter": 3, "checkpoint": 2, "status": 2, "status-torn": 2, "status-sent": 2, transactionEnd: 20,
+	"dead-letter": 3, "checkpoint": 2, "status": 2, "status-torn": 2, "status-sent": 2, "transaction-end": 20,
+	"mark": 10, "marked": 10,
 }
-
-// transactionEnd is a point that is passed only by a relay that publishes exactly once.
-const transactionEnd = "transaction-end"
 
 // points are those that the plan's relay passes.
 func (p *plan) points() []string {
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(points)), func(point string) bool { return point == transactionEnd && !p.Once })
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(points)), func(point string) bool {
+		switch point {
+		case "produced", "acknowledged", "dead-letter":
+			return false
+		case "transaction-end":
+			return !p.Once
+		case "mark", "marked":
+			return !p.Polls
+		default:
+			return p.Polls
+		}
+	})
 }
 
 // buildRelay builds the product's command with the crash points in it, and faults if any are given.
@@ -76,6 +85,9 @@ func (r *run) startRelay(crash string) *subject {
 	s := &subject{log: log, command: exec.Command(r.binary, "relay", "--database", r.server.relayURL(),
 		"--brokers", strings.Join(r.cluster.addrs(), ","), "--table", table, "--slot", slot, "--on-missing-slot", missing,
 		"--http", "127.0.0.1:0")}
+	if r.plan.Polls {
+		s.command.Args = append(s.command.Args, "--source", "polling")
+	}
 	if r.plan.Once {
 		s.command.Args = append(s.command.Args, "--exactly-once")
 	}

@@ -22,6 +22,7 @@ type plan struct {
 	Seed  uint64  `json:"seed"`
 	Rate  float64 `json:"rows_per_second"`
 	Once  bool    `json:"exactly_once"` // the relay publishes exactly once
+	Polls bool    `json:"polls"`        // it polls the tables, so there is no position to sample
 
 	Hold time.Duration `json:"-"` // of a trouble, at most
 	Long time.Duration `json:"-"` // of Kafka's long outage, which comes once in every 500 kills, and once at least
@@ -114,7 +115,7 @@ func begin(t testing.TB, binary, plant string, p plan) *run {
 	r := &run{t: t, plan: p, rng: rand.New(rand.NewPCG(p.Seed, 0)), binary: binary, plant: plant, logs: t.TempDir(),
 		server: startServer(t, nil), cluster: startCluster(t)}
 	r.result = result{Plan: p, Points: map[string]int{}, Troubles: map[string]int{}}
-	r.witness = newWitness(r.server, p.Once)
+	r.witness = newWitness(r.server, p)
 	r.ledger = &ledger{url: r.server.url(), rate: p.Rate}
 	r.prepare()
 
@@ -160,6 +161,11 @@ func (r *run) prepare() {
 	defer conn.Close(context.Background())
 	if _, err := conn.Exec(r.t.Context(), ledgerSQL); err != nil {
 		r.t.Fatal(err)
+	}
+	if r.plan.Polls {
+		if _, err := conn.Exec(r.t.Context(), "CREATE INDEX ON orders.outbox (seq) WHERE published_at IS NULL"); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 	for k := range hotKeys + coldKeys {
 		if _, err := conn.Exec(r.t.Context(), "INSERT INTO prove.keys VALUES ($1, 0)", keyName(k)); err != nil {
@@ -372,9 +378,17 @@ func (r *run) drain(relay *subject, since map[Place]int64) bool {
 	return true
 }
 
+// readerSQL finds the server process that the relay reads through. While a slot is being created it is active
+// too, and keeps nothing yet.
+func (p *plan) readerSQL() string {
+	if p.Polls {
+		return "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.granted AND a.application_name = $1 || ' relay'"
+	}
+	return "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND active AND confirmed_flush_lsn IS NOT NULL"
+}
+
 func (r *run) slotIsRead() error {
-	// While the slot is being created it is active too, and keeps nothing yet.
-	if !r.ask("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND active AND confirmed_flush_lsn IS NOT NULL", slot, new(int)) {
+	if !r.ask(r.plan.readerSQL(), slot, new(int)) {
 		return errors.New("nobody reads it")
 	}
 	return nil
@@ -407,6 +421,13 @@ func (r *run) settle(relay *subject) error {
 		return err
 	}
 	caughtUp := r.await("everything is confirmed", func() error {
+		if r.plan.Polls {
+			var n int
+			if err := conn.QueryRow(ctx, "SELECT count(*) FROM orders.outbox WHERE published_at IS NULL").Scan(&n); err != nil || n == 0 {
+				return err
+			}
+			return fmt.Errorf("%d rows are not marked", n)
+		}
 		var confirmed string
 		var done bool
 		if err := conn.QueryRow(ctx, confirmedSQL, slot, end).Scan(&confirmed, &done); err != nil || done {

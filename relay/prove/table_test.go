@@ -28,7 +28,7 @@ func (r *result) table() string {
 	}
 	row("seed", r.Plan.Seed)
 	row("took", time.Duration(r.Seconds*float64(time.Second)).Round(time.Second))
-	row("exactly once", r.Plan.Once)
+	row("exactly once, polling", fmt.Sprint(r.Plan.Once, ", ", r.Plan.Polls))
 	row("kills (SIGKILL)", r.Kills)
 	row("  at crash points", counts(r.Points))
 	row("drains (SIGTERM)", r.Drains)
