@@ -23,7 +23,7 @@ build: ## the binary, bin/converge
 	@$(GO) build -o $(BIN) ./cmd/converge
 
 test: ## every test of the product: real PostgreSQL, embedded Kafka, race detector
-	$(GO) test $(RACE) -short -p 4 -timeout 15m $$($(GO) list ./... | grep -v /lab/challenge) # they wait more than they work
+	$(GO) test $(RACE) -short -p 4 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /lab/challenge) # they wait more than they work
 	$(GO) test $(RACE) -short -timeout 15m ./lab/challenge # alone: it judges who was slow because of whom
 
 test-mutants: ## every test of the tests: code with faults planted in it, each of which must be found

@@ -152,7 +152,7 @@ func TestKilledAgainAndAgainEachRowIsReadExactlyOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f := exactlyOnceTest(t, self, startBroker(t).addrs(), 12, uint64(time.Now().UnixNano())); f.bad() || f.repeats > 0 {
+	if f := exactlyOnceTest(t, self, startBroker(t).addrs(), often(12), uint64(time.Now().UnixNano())); f.bad() || f.repeats > 0 {
 		t.Errorf("%d repeated, lost %d, published though rolled back %d, out of order %d: %s", f.repeats, f.lost, f.forged, f.disordered, f.example)
 	}
 }

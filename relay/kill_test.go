@@ -97,6 +97,14 @@ func (p *child) kill() {
 	<-p.done
 }
 
+// often is how often a test kills, which short mode makes a third of: make prove-relay kills more than all.
+func often(kills int) int {
+	if testing.Short() {
+		return (kills + 2) / 3
+	}
+	return kills
+}
+
 // entry is one row that a writer inserted.
 type entry struct {
 	id       uuid.UUID

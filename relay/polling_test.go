@@ -203,7 +203,7 @@ func TestPollingRelayThatIsKilledAgainAndAgainLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f := killPolling(t, self, 12, uint64(time.Now().UnixNano())); f.bad() {
+	if f := killPolling(t, self, often(12), uint64(time.Now().UnixNano())); f.bad() {
 		t.Errorf("lost %d, published though rolled back %d, out of order %d: %s", f.lost, f.forged, f.disordered, f.example)
 	}
 }

@@ -155,7 +155,7 @@ func TestKilledAgainAndAgainLargeTransactionsComeWholeAndInOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f := streamKillTest(t, self, false, 10, uint64(time.Now().UnixNano())); f.bad() {
+	if f := streamKillTest(t, self, false, often(10), uint64(time.Now().UnixNano())); f.bad() {
 		t.Errorf("lost %d, published though rolled back %d, out of order %d: %s", f.lost, f.forged, f.disordered, f.example)
 	}
 }
@@ -166,7 +166,7 @@ func TestKilledAgainAndAgainLargeTransactionsAreReadExactlyOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f := streamKillTest(t, self, true, 10, uint64(time.Now().UnixNano())); f.bad() || f.repeats > 0 {
+	if f := streamKillTest(t, self, true, often(10), uint64(time.Now().UnixNano())); f.bad() || f.repeats > 0 {
 		t.Errorf("%d repeated, lost %d, published though rolled back %d, out of order %d: %s", f.repeats, f.lost, f.forged, f.disordered, f.example)
 	}
 }

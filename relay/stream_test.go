@@ -553,9 +553,6 @@ func TestDrainInTheMiddleOfALargeTransaction(t *testing.T) {
 
 // TestMutantsOfStreamsAreFound: the tests of this page fail on the faults that they are there for.
 func TestMutantsOfStreamsAreFound(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the tests anew")
-	}
 	mutants.Find(t, "converge/relay", []mutants.Fault{
 		{File: "relay/streamed.go", Old: "\t\treturn true, s.receive(message)\n", New: `		block := s.spill.current
 		err := s.receive(message)
