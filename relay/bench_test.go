@@ -34,6 +34,10 @@ func BenchmarkRelay(b *testing.B) {
 					execute(b, conn, "CREATE INDEX ON outbox (seq) WHERE published_at IS NULL")
 				}
 				cfg := s.config(url, kafka)
+				cfg.NoCreateTopics = true // a checkpoint would be thrown away too
+				if err := kafka.CreateTopic("orders", 3, nil); err != nil {
+					b.Fatal(err)
+				}
 				if err := startReady(b, cfg).stop(); err != nil {
 					b.Fatal(err)
 				}
