@@ -41,7 +41,7 @@ func inspectPolling(ctx context.Context, c *control, cfg *Config) (Status, error
 	x := &examination{}
 	total, first := int64(0), time.Time{}
 	for _, name := range tables {
-		if !x.polledTable(ctx, c, name) {
+		if _, ok := x.polledTable(ctx, c, name); !ok {
 			continue
 		}
 		n, oldest, err := c.backlog(ctx, name)
@@ -78,7 +78,8 @@ func (x *examination) polling(ctx context.Context, c *control) {
 		return
 	}
 	for _, name := range tables {
-		if x.polledTable(ctx, c, name) {
+		if t, ok := x.polledTable(ctx, c, name); ok {
+			x.note("index of "+name, t.checkIndex(), "begins with seq")
 			x.note("columns of "+name, c.checkPolledColumns(ctx, cfg, name), "those that the relay reads")
 		}
 	}
@@ -92,22 +93,17 @@ func (x *examination) polling(ctx context.Context, c *control) {
 }
 
 // polledTable examines a table, and reports whether it can be polled.
-func (x *examination) polledTable(ctx context.Context, c *control, name string) bool {
+func (x *examination) polledTable(ctx context.Context, c *control, name string) (t polledTable, ok bool) {
 	t, err := c.polledTable(ctx, name)
-	if err != nil {
-		return x.note("table "+name, err, "")
-	}
 	for _, check := range []func() error{t.checkColumns, t.checkRights, t.checkSequence} {
-		if err := check(); err != nil {
-			return x.note("table "+name, err, "")
+		if err == nil {
+			err = check()
 		}
 	}
-	x.note("table "+name, nil, "can be read and marked, in the order of seq")
-	x.note("index of "+name, t.checkIndex(), "begins with seq")
-	return true
+	return t, x.note("table "+name, err, "can be read and marked, in the order of seq")
 }
 
-// checkPolledColumns describes a table by an empty answer, as reading it will.
+// checkPolledColumns has the server describe what will be read.
 func (c *control) checkPolledColumns(ctx context.Context, cfg *Config, table string) error {
 	shape, err := c.shape(ctx, cfg)
 	if err != nil {
@@ -115,13 +111,13 @@ func (c *control) checkPolledColumns(ctx context.Context, cfg *Config, table str
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	result := c.pg.ExecParams(ctx, "SELECT "+shape.columnList()+" FROM "+quoteTable(table)+" LIMIT 0", nil, nil, nil, nil).Read()
-	if sqlState(result.Err) == stateUndefinedColumn {
-		return &fatalError{result.Err, "name outbox tables, which have the columns " + shape.columnList()}
+	described, err := c.pg.Prepare(ctx, "", "SELECT "+shape.columnList()+" FROM "+quoteTable(table), nil)
+	if sqlState(err) == stateUndefinedColumn {
+		return &fatalError{err, "name outbox tables, which have the columns " + shape.columnList()}
 	}
-	if result.Err != nil {
-		return fmt.Errorf("looking at table %s: %w", table, result.Err)
+	if err != nil {
+		return fmt.Errorf("looking at table %s: %w", table, err)
 	}
-	_, err = shape.layoutOf(relationOf(table, result.FieldDescriptions))
+	_, err = shape.layoutOf(relationOf(table, described.Fields))
 	return err
 }
