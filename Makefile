@@ -48,9 +48,9 @@ check: ## format, vet, staticcheck, architecture, dashboards and rules, compose 
 	@deploy/check-rules.sh
 	@deploy/check-vulnerabilities.sh
 
-prove-relay: ## kill the relay N times (20) in every kind of trouble and judge what came of it; SEED repeats a run, ONCE=1 publishes exactly once, POLLING=1 polls
+prove-relay: ## kill the relay N times (20) in every kind of trouble and judge what came of it; SEED repeats a run, ONCE=1 publishes exactly once, POLLING=1 polls, OUTAGE=10m takes Kafka away
 	$(GO) test -count=1 -timeout 3h -v -run '^TestRelayLosesNothing$$' ./relay/prove \
-		-prove.kills=$(or $(N),20) -prove.seed=$(or $(SEED),0) -prove.exactly-once=$(if $(ONCE),true,false) -prove.polling=$(if $(POLLING),true,false)
+		-prove.kills=$(or $(N),20) -prove.seed=$(or $(SEED),0) -prove.exactly-once=$(if $(ONCE),true,false) -prove.polling=$(if $(POLLING),true,false) -prove.outage=$(or $(OUTAGE),0)
 
 challenge: build ## profile changes flow while Analytics is down; an independent checker gives the verdict
 	@$(BIN) challenge profile

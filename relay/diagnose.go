@@ -56,6 +56,9 @@ func Diagnose(ctx context.Context, cfg Config) ([]Finding, error) {
 	}
 	x := &examination{relay: r}
 	x.database(ctx)
+	if dir := r.cfg.SpillDir; dir != "" {
+		x.note("spill directory", lookAtSpillDir(dir), "%s can be written, or made", dir)
+	}
 	x.kafka(ctx)
 	return x.findings, ctx.Err()
 }

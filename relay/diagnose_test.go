@@ -3,6 +3,8 @@ package relay_test
 import (
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -89,6 +91,10 @@ func TestDiagnosisNamesEachTrouble(t *testing.T) {
 			want: map[string]relay.Level{"database": relay.Fail}},
 		"nobody at Kafka": {prepare: []string{goodPublication}, change: func(c *relay.Config) { c.Brokers = []string{"127.0.0.1:1"} },
 			want: map[string]relay.Level{"kafka": relay.Fail}},
+		"a file for a directory": {prepare: []string{goodPublication}, change: func(c *relay.Config) { c.SpillDir = os.Args[0] },
+			want: map[string]relay.Level{"spill directory": relay.Fail}},
+		"no directory yet": {prepare: []string{goodPublication}, change: func(c *relay.Config) { c.SpillDir = filepath.Join(t.TempDir(), "a", "b") },
+			want: map[string]relay.Level{}},
 		"topic missing": {prepare: []string{goodPublication, eventFor("absent", "1")}, change: func(c *relay.Config) { c.NoCreateTopics = true },
 			want: map[string]relay.Level{"topic absent": relay.Fail, "dead letters": relay.Warn, "checkpoint": relay.Warn}},
 		"topic of no name": {prepare: []string{goodPublication, eventFor("a b", "1")},

@@ -93,6 +93,27 @@ func newSpill(root, slot string, server identity, bytes prometheus.Gauge) (*spil
 	return &spill{root: root, dir: dir, bytes: bytes, kept: make(map[uint32]*spilled), out: bufio.NewWriterSize(nil, spillBuffer)}, nil
 }
 
+// lookAtSpillDir returns why large transactions could not be kept in the directory, without making it.
+func lookAtSpillDir(root string) error {
+	nearest := filepath.Clean(root)
+	info, err := os.Stat(nearest)
+	for errors.Is(err, fs.ErrNotExist) && nearest != filepath.Dir(nearest) {
+		nearest = filepath.Dir(nearest)
+		info, err = os.Stat(nearest)
+	}
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: nearest, Err: syscall.ENOTDIR}
+	}
+	if err == nil {
+		const writable = 2 // W_OK of access(2)
+		err = syscall.Access(nearest, writable)
+	}
+	if err != nil {
+		return unusable(root, err)
+	}
+	return nil
+}
+
 // unusable names the directory and what to do. Only what the operator chose wrongly is no outage.
 func unusable(root string, err error) error {
 	err = fmt.Errorf("keeping large transactions in %s: %w", root, err)

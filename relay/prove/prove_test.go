@@ -12,6 +12,7 @@ var (
 	kills = flag.Int("prove.kills", 20, "how often to kill the relay")
 	once  = flag.Bool("prove.exactly-once", false, "have the relay publish exactly once")
 	polls = flag.Bool("prove.polling", false, "have the relay poll")
+	long  = flag.Duration("prove.outage", 0, "how long Kafka's long outage lasts; 0 is a minute in a long run, 3 s in a short one")
 	seed  = flag.Uint64("prove.seed", 0, "repeat the plan of an earlier run; 0 makes a new one")
 )
 
@@ -30,6 +31,9 @@ func TestRelayLosesNothing(t *testing.T) {
 	p := plan{Kills: *kills, Seed: newSeed(), Once: *once, Polls: *polls, Rate: 400, Hold: 900 * time.Millisecond, Long: 3 * time.Second, Patience: patience}
 	if *kills >= complete {
 		p.Long = time.Minute
+	}
+	if *long > 0 {
+		p.Long = *long
 	}
 	r := prove(t, buildRelay(t), "", p)
 	t.Logf("\n%s", r.table())
