@@ -104,7 +104,11 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 	if r.admin, err = pgx.Connect(ctx, cfg.DatabaseURL); err != nil {
 		return report, fmt.Errorf("connecting to rebuild: %w", err)
 	}
-	defer r.admin.Close(context.WithoutCancel(ctx))
+	defer func() {
+		// The server notices the end of a connection some time later, and the next rebuild may come sooner.
+		_, _ = r.admin.Exec(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock_all()")
+		_ = r.admin.Close(context.WithoutCancel(ctx))
+	}()
 	var alone bool
 	if err := r.admin.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtext('converge rebuild'), hashtext($1))", cfg.Service).Scan(&alone); err != nil {
 		return report, fmt.Errorf("looking for another rebuild: %w", err)
