@@ -42,6 +42,13 @@
 // With [Config.SpillDir] the server sends large transactions before they end. They wait on disk, and come
 // through the same path, as one transaction, when they have committed; see spill.
 //
+// # Other sources
+//
+// [SourceMessage] is the same stream with messages of pg_logical_emit_message for rows. [SourcePolling] needs no WAL:
+// it asks the tables for the rows that are not marked as published, and marks them when their records are
+// acknowledged. The promise is the same, with the order of the column seq for that of the commits; its session is
+// in polling.go.
+//
 // # States
 //
 //	          checks pass              slot is ours
