@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"converge/consumers/event"
+	"converge/internal/nettest"
 )
 
 // away is an error of what everything leans on.
@@ -148,13 +149,13 @@ func TestADatabaseThatRefusesConnectionsPausesAndBlamesNoEvent(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 2)
 	list := facts(200, 4, 2)
-	proxy, url := through(t, w.url)
+	proxy, url := nettest.ToDatabase(t, w.url)
 	cfg := w.config(tally{name: "a"})
 	cfg.Pool = w.openPool(url)
 	m := w.start(cfg)
 	w.produce(list[:100]...)
 	w.settled()
-	proxy.close()
+	proxy.Close()
 	w.produce(list[100:]...)
 	eventually(t, "the group says that it waits", func() error {
 		if m.Ready() == nil {
@@ -166,7 +167,7 @@ func TestADatabaseThatRefusesConnectionsPausesAndBlamesNoEvent(t *testing.T) {
 	if n := len(w.effects()); n != 100 {
 		t.Errorf("%d effects", n)
 	}
-	proxy.open()
+	proxy.Open()
 	w.settled()
 	w.check(list, nil)
 	w.nothingCounted()
@@ -183,8 +184,8 @@ func TestAMemberThatStartsInAnOutageWaitsForItsOffsets(t *testing.T) {
 	w.settled()
 	must(t, first.stop())
 	w.produce(list[10:]...)
-	proxy, url := through(t, w.url)
-	proxy.close()
+	proxy, url := nettest.ToDatabase(t, w.url)
+	proxy.Close()
 	cfg := w.config(tally{name: "b"})
 	cfg.Pool = w.openPool(url)
 	m := w.start(cfg)
@@ -194,7 +195,7 @@ func TestAMemberThatStartsInAnOutageWaitsForItsOffsets(t *testing.T) {
 		}
 		return w.joined()
 	})
-	proxy.open()
+	proxy.Open()
 	w.settled()
 	w.check(list, nil)
 	m.counts(t, 10, "converge_consumer_events_total", "outcome", "applied")
@@ -214,12 +215,12 @@ func (w *world) joined() error {
 // The reply to COMMIT is lost: whether it happened is for the stored offset to say, never to be guessed.
 func TestALostCommitReplyLeavesOneEffect(t *testing.T) {
 	t.Parallel()
-	for name, how := range map[string]cutting{"before the server has it": cutBefore, "while the server works": cutDuring, "after it happened": cutAfter} {
+	for name, how := range map[string]nettest.Cut{"before the server has it": nettest.CutBefore, "while the server works": nettest.CutDuring, "after it happened": nettest.CutAfter} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, 1)
 			w.relay()
-			proxy, url := through(t, w.url)
+			proxy, url := nettest.ToDatabase(t, w.url)
 			cfg := w.config(tally{})
 			cfg.Pool = w.openPool(url)
 			cfg.MaxEvents = 10
@@ -228,8 +229,8 @@ func TestALostCommitReplyLeavesOneEffect(t *testing.T) {
 			s.fail(list[12], 2, errors.New("no stock")) // commits of retries are cut as well
 			s.fail(list[15], 1, event.Permanentf("never"))
 			cfg.Handler = tally{"a", func(ctx context.Context, e *event.Event) error {
-				if proxy.cutCount() < 6 && (e.Attempt > 0 || e.Offset%7 == 0) {
-					proxy.cutNext(how)
+				if proxy.Cuts() < 6 && (e.Attempt > 0 || e.Offset%7 == 0) {
+					proxy.CutNext(how)
 				}
 				return s.verdict(ctx, e)
 			}}.handler()
@@ -237,7 +238,7 @@ func TestALostCommitReplyLeavesOneEffect(t *testing.T) {
 			w.start(cfg)
 			w.settled()
 			w.check(list, map[uuid.UUID]bool{list[15].id: true})
-			if n := proxy.cutCount(); n < 5 {
+			if n := proxy.Cuts(); n < 5 {
 				t.Errorf("only %d commits were cut", n)
 			}
 			if letters := w.letters(); len(letters) != 1 || letters[list[15].id] != "permanent" {

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/consumers/event"
+	"converge/internal/nettest"
 )
 
 // valve is a pool whose batches wait at its door while it is shut: a process that stalls with records in
@@ -245,13 +246,13 @@ func TestTheTransactionOfADeadMachineDoesNotHoldItsPartitionForEver(t *testing.T
 	t.Parallel()
 	w := newWorld(t, 1)
 	list := facts(40, 4, 1)
-	proxy, url := through(t, w.url)
+	proxy, url := nettest.ToDatabase(t, w.url)
 	var kafka line
 	inHand, ended := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	cfg := w.config(tally{"first", func(context.Context, *event.Event) error {
 		once.Do(func() {
-			proxy.silence()
+			proxy.Poison(nettest.Toxic{Silent: true}, nettest.Up, nettest.Down)
 			kafka.die()
 			close(inHand)
 		})
@@ -261,7 +262,7 @@ func TestTheTransactionOfADeadMachineDoesNotHoldItsPartitionForEver(t *testing.T
 	cfg.Pool, cfg.Client, cfg.BatchTime = w.openPool(url), impatient(kgo.Dialer(kafka.dial)), 200*time.Millisecond
 	w.produce(list...)
 	first := w.start(cfg)
-	t.Cleanup(func() { close(ended); proxy.close(); first.cancel() })
+	t.Cleanup(func() { close(ended); proxy.Close(); first.cancel() })
 	closed(t, "the first owner has the batch", inHand)
 	cfg = w.config(tally{name: "second"})
 	cfg.Client = impatient()
@@ -309,14 +310,14 @@ func TestAMemberThatDiesInTheMiddleLosesAndDoublesNothing(t *testing.T) {
 	for i := 0; i < len(list); i += 31 {
 		s.fail(list[i], 2, errors.New("not yet"))
 	}
-	proxy, url := through(t, w.url)
+	proxy, url := nettest.ToDatabase(t, w.url)
 	var kafka line
 	var calls atomic.Int64
 	dead := make(chan struct{})
 	cfg := w.config(tally{"mortal", func(ctx context.Context, e *event.Event) error {
 		if calls.Add(1) == 150 { // in the middle of a batch
 			kafka.die()
-			proxy.close()
+			proxy.Close()
 			close(dead)
 		}
 		return s.verdict(ctx, e)

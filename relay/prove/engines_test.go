@@ -6,18 +6,16 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/internal/database"
+	"converge/internal/nettest"
 	"converge/internal/sandbox"
 	"converge/producers/outbox"
 )
@@ -55,7 +53,7 @@ func startServer(t testing.TB, settings map[string]string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.leg = newLeg(t)
+	s.leg = &leg{t: t}
 	s.leg.to(fmt.Sprintf("127.0.0.1:%d", s.postgres.Port()))
 	return s
 }
@@ -77,7 +75,7 @@ func (s *server) relayURL() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	u.Host = s.leg.proxies[0].Listen
+	u.Host = s.leg.proxies[0].Addr()
 	return u.String()
 }
 
@@ -114,57 +112,40 @@ func (s *server) again() {
 // leg is the network between the relay and one side of it.
 type leg struct {
 	t       testing.TB
-	api     *toxiproxy.ApiServer
-	proxies []*toxiproxy.Proxy
-}
-
-func init() { zerolog.SetGlobalLevel(zerolog.Disabled) } // the toxics log to a logger of their own
-
-func newLeg(t testing.TB) *leg {
-	l := &leg{t: t, api: toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())}
-	t.Cleanup(l.cut)
-	return l
+	proxies []*nettest.Proxy
 }
 
 // to adds a way to an address and returns where it begins.
-func (l *leg) to(upstream string) string {
-	l.proxies = append(l.proxies, l.open("127.0.0.1:0", upstream))
-	return l.proxies[len(l.proxies)-1].Listen
-}
-
-func (l *leg) open(from, to string) *toxiproxy.Proxy {
-	p := toxiproxy.NewProxy(l.api, "way to "+to, from, to)
-	if err := p.Start(); err != nil {
-		l.t.Fatalf("starting a proxy: %v", err)
-	}
-	return p
+func (l *leg) to(address string) string {
+	l.proxies = append(l.proxies, nettest.To(l.t, address))
+	return l.proxies[len(l.proxies)-1].Addr()
 }
 
 // poison puts a toxic on every way, in the directions named, for connections that there are and those to come.
-func (l *leg) poison(kind, attributes string, streams ...string) {
+func (l *leg) poison(toxic nettest.Toxic, directions ...nettest.Direction) {
 	for _, p := range l.proxies {
-		for _, stream := range streams {
-			toxic := fmt.Sprintf(`{"type": %q, "stream": %q, "attributes": %s}`, kind, stream, attributes)
-			if _, err := p.Toxics.AddToxicJson(strings.NewReader(toxic)); err != nil {
-				l.t.Errorf("adding %s: %v", toxic, err)
-			}
-		}
+		p.Poison(toxic, directions...)
+	}
+}
+
+// reset ends every connection once it has lasted so long.
+func (l *leg) reset(after time.Duration) {
+	for _, p := range l.proxies {
+		p.Reset(after)
 	}
 }
 
 // cut refuses and drops connections until mend.
 func (l *leg) cut() {
 	for _, p := range l.proxies {
-		p.Stop()
+		p.Close()
 	}
 }
 
-// mend makes every way good again. It drops the connections: the proxy takes a toxic off a connection whose reader
-// is slow only by leaving bytes out of it, which no network does.
+// mend makes every way good again. It drops the connections.
 func (l *leg) mend() {
-	l.cut()
-	for i, p := range l.proxies {
-		l.proxies[i] = l.open(p.Listen, p.Upstream)
+	for _, p := range l.proxies {
+		p.Mend()
 	}
 }
 
@@ -185,7 +166,7 @@ type cluster struct {
 
 func startCluster(t testing.TB) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), leg: newLeg(t), direct: map[string]string{}}
+	c := &cluster{t: t, dir: t.TempDir(), leg: &leg{t: t}, direct: map[string]string{}}
 	c.start()
 	t.Cleanup(func() { c.kafka.Close() })
 	return c
@@ -210,7 +191,7 @@ func (c *cluster) start() {
 			c.direct[c.leg.to(l.Addr().String())] = l.Addr().String()
 		}
 		started++
-		return &advertised{l, c.leg.proxies[started-1].Listen}, nil
+		return &advertised{l, c.leg.proxies[started-1].Addr()}, nil
 	}))
 	kafka, err := kfake.NewCluster(opts...)
 	if err != nil {
@@ -223,7 +204,7 @@ func (c *cluster) start() {
 func (c *cluster) addrs() []string {
 	var addrs []string
 	for _, p := range c.leg.proxies {
-		addrs = append(addrs, p.Listen)
+		addrs = append(addrs, p.Addr())
 	}
 	return addrs
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"converge/internal/mutants"
+	"converge/internal/nettest"
 )
 
 // faults are those that relays have had, each behind its switch, in one build.
@@ -122,8 +123,8 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 			defer stop()
 			r.failed(r.ledger.write(writing, p.Seed))
 		}
-		write(3 * time.Second)                                  // the relay gets to know the topics
-		r.cluster.leg.poison("latency", `{"latency": 500}`, up) // and now there are always transactions on their way
+		write(3 * time.Second)                                                           // the relay gets to know the topics
+		r.cluster.leg.poison(nettest.Toxic{Latency: 500 * time.Millisecond}, nettest.Up) // and now there are always transactions on their way
 		write(5 * time.Second)
 		r.cluster.leg.mend()
 		result := r.end(r.first)

@@ -2,7 +2,6 @@ package prove
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"syscall"
 	"time"
@@ -11,6 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"converge/internal/nettest"
 )
 
 // trouble is something that befalls the relay besides being killed. begin returns what ends it.
@@ -19,24 +20,21 @@ type trouble struct {
 	begin func(r *run, rng *rand.Rand) (end func())
 }
 
-const (
-	up   = "upstream"   // away from the relay
-	down = "downstream" // towards it
-)
-
-func milliseconds(name string, least, most int) func(rng *rand.Rand) string {
-	return func(rng *rand.Rand) string { return fmt.Sprintf(`{%q: %d}`, name, least+rng.IntN(most-least+1)) }
-}
-
-// onLeg is a toxic of the network between the relay and one side.
-func onLeg(name, kind string, which func(r *run) *leg, attributes func(rng *rand.Rand) string) trouble {
+// onLeg is a trouble of the network between the relay and one side, in one direction or both.
+func onLeg(name string, which func(r *run) *leg, toxic func(rng *rand.Rand) nettest.Toxic) trouble {
 	return trouble{name, func(r *run, rng *rand.Rand) func() {
 		l := which(r)
-		streams := [][]string{{up}, {down}, {up, down}}[rng.IntN(3)]
-		l.poison(kind, attributes(rng), streams...)
+		directions := [][]nettest.Direction{{nettest.Up}, {nettest.Down}, {nettest.Up, nettest.Down}}[rng.IntN(3)]
+		l.poison(toxic(rng), directions...)
 		return l.mend
 	}}
 }
+
+func slow(rng *rand.Rand) nettest.Toxic {
+	return nettest.Toxic{Latency: time.Duration(20+rng.IntN(781)) * time.Millisecond}
+}
+func narrow(rng *rand.Rand) nettest.Toxic { return nettest.Toxic{Rate: (5 + rng.IntN(46)) << 10} }
+func silent(*rand.Rand) nettest.Toxic     { return nettest.Toxic{Silent: true} }
 
 // answers is Kafka's no to whatever is produced to one of the topics.
 func answers(name string, no *kerr.Error) trouble {
@@ -53,10 +51,13 @@ func troubles() []trouble {
 		"Kafka":      func(r *run) *leg { return r.cluster.leg },
 	} {
 		all = append(all,
-			onLeg(side+": latency", "latency", which, milliseconds("latency", 20, 800)),
-			onLeg(side+": reset", "reset_peer", which, milliseconds("timeout", 0, 300)),
-			onLeg(side+": half-open", "timeout", which, milliseconds("timeout", 0, 0)),
-			onLeg(side+": bandwidth", "bandwidth", which, milliseconds("rate", 5, 50)), // KB/s
+			onLeg(side+": latency", which, slow),
+			onLeg(side+": bandwidth", which, narrow),
+			onLeg(side+": half-open", which, silent),
+			trouble{side + ": reset", func(r *run, rng *rand.Rand) func() {
+				which(r).reset(time.Duration(rng.IntN(301)) * time.Millisecond)
+				return which(r).mend
+			}},
 			trouble{side + ": unreachable", func(r *run, _ *rand.Rand) func() {
 				which(r).cut()
 				return which(r).mend
