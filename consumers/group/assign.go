@@ -48,6 +48,8 @@ func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]
 	if err != nil {
 		return nil, err
 	}
+	// Before the first batch: a row that goes to the default partition while its day's is made is refused.
+	g.makeDays(ctx)
 	var events []partition
 	for topic, ids := range offsets {
 		for id := range ids {

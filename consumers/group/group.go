@@ -32,7 +32,7 @@ type Group struct {
 	guard   *guard
 	metrics *metrics
 	wakes   map[string]bool // the retry topics
-	client  *kgo.Client     // set by Run before anything else runs
+	client  *kgo.Client     // set by OnNewClient
 
 	// reason is why the group is not ready; nil when it is.
 	reason atomic.Pointer[string]
@@ -95,15 +95,13 @@ func (g *Group) Ready() error {
 // group and returns nil. An outage of Kafka or PostgreSQL does not end it. It returns an error for what
 // time does not mend: [ErrOffsetBeyondEnd], [ErrTopicReplaced].
 func (g *Group) Run(ctx context.Context) error {
-	client, err := kgo.NewClient(append(g.options(), g.cfg.Client...)...)
-	if err != nil {
+	if _, err := kgo.NewClient(append(g.options(), g.cfg.Client...)...); err != nil {
 		return fmt.Errorf("configuring the Kafka client of group %s: %w", g.cfg.Name, err)
 	}
-	g.client = client
 	var wait sync.WaitGroup
 	housekeeping, stop := context.WithCancel(ctx)
 	wait.Go(func() { g.keepHouse(housekeeping) })
-	err = g.poll(ctx)
+	err := g.poll(ctx)
 	stop()
 	wait.Wait()
 	g.tellKafka(context.WithoutCancel(ctx))
@@ -170,6 +168,9 @@ func (g *Group) assigned(context.Context, *kgo.Client, map[string][]int32) {
 // out. The client calls it in turn with the callbacks above, so that the assignment that mends it comes
 // later.
 type membership struct{ *Group }
+
+// OnNewClient takes the client before its goroutines begin: they call back before NewClient has returned.
+func (m membership) OnNewClient(client *kgo.Client) { m.client = client }
 
 func (m membership) OnGroupManageError(err error) {
 	m.notReady("waits for Kafka: " + err.Error())
@@ -376,9 +377,6 @@ func (g *Group) keepHouse(ctx context.Context) {
 	quick, slow := time.NewTicker(3*time.Second), time.NewTicker(10*time.Minute)
 	defer quick.Stop()
 	defer slow.Stop()
-	days := inbox.Days{Pool: g.cfg.Pool, Retention: g.cfg.InboxRetention}
-	makeDays := func() error { return days.Make(ctx, time.Now()) }
-	g.chore(ctx, "making partitions for the inbox", makeDays)
 	for {
 		g.chore(ctx, "repeating late wake-ups", func() error { return g.sweep(ctx) })
 		g.chore(ctx, "looking for partitions that were moved back", func() error { return g.lookBack(ctx) })
@@ -388,15 +386,23 @@ func (g *Group) keepHouse(ctx context.Context) {
 			return
 		case <-quick.C:
 		case <-slow.C:
-			g.chore(ctx, "making partitions for the inbox", makeDays)
+			g.makeDays(ctx)
 			// Not at the start: what has waited since the last one is taken on before its days are forgotten.
-			g.forgetDays(ctx, days)
+			g.forgetDays(ctx)
 		}
 	}
 }
 
-func (g *Group) forgetDays(ctx context.Context, days inbox.Days) {
-	dropped, err := days.Prune(ctx, time.Now())
+func (g *Group) days() inbox.Days {
+	return inbox.Days{Pool: g.cfg.Pool, Retention: g.cfg.InboxRetention}
+}
+
+func (g *Group) makeDays(ctx context.Context) {
+	g.chore(ctx, "making partitions for the inbox", func() error { return g.days().Make(ctx, time.Now()) })
+}
+
+func (g *Group) forgetDays(ctx context.Context) {
+	dropped, err := g.days().Prune(ctx, time.Now())
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
