@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/proof"
 )
 
 const (
@@ -31,8 +33,8 @@ END $$`
 // drained asks the relay to end again and again in the middle of a backlog.
 func drained(t *testing.T, binary, plant string) result {
 	t.Helper()
-	r := begin(t, binary, plant, plan{Patience: patience})
-	conn, err := pgx.Connect(t.Context(), r.server.url())
+	r := begin(t, binary, plant, plan{Patience: proof.Patience})
+	conn, err := pgx.Connect(t.Context(), r.server.URL())
 	if err != nil {
 		t.Fatal(err)
 	}

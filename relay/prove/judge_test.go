@@ -15,12 +15,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/internal/proof"
 )
 
 // witness sees what the run does, around the relay: the server's log by a slot of its own, the relay's slot,
 // and the topics by a consumer.
 type witness struct {
-	server *server
+	server *proof.Server
 	began  time.Time
 	plan   plan
 
@@ -36,7 +38,7 @@ type witness struct {
 	reader  time.Duration // when the relay's slot was last seen to have a reader, since the run began
 }
 
-func newWitness(s *server, p plan) *witness {
+func newWitness(s *proof.Server, p plan) *witness {
 	return &witness{server: s, began: time.Now(), plan: p, ends: map[uuid.UUID]LSN{}, records: map[Place][]Record{}, next: map[Place]int64{}}
 }
 
@@ -48,7 +50,7 @@ const (
 // prepare makes the judge's slot. It must come before the first row.
 func (w *witness) prepare(ctx context.Context, conn *pgx.Conn) error {
 	columns := "(event_id)"
-	if w.server.postgres.Version < 15 { // has no column lists
+	if w.server.Postgres.Version < 15 { // has no column lists
 		columns = ""
 	}
 	if _, err := conn.Exec(ctx, fmt.Sprintf(judgePublicationSQL, columns)); err != nil {
@@ -182,7 +184,7 @@ func (w *witness) watch(ctx context.Context, kafka *kgo.Client) {
 		look, cancel := context.WithTimeout(ctx, 10*time.Second)
 		var err error
 		if conn == nil {
-			conn, err = pgx.Connect(look, w.server.url())
+			conn, err = pgx.Connect(look, w.server.URL())
 		}
 		if err == nil {
 			if err = w.sample(look, conn, kafka, nil); err == nil && looks%5 == 0 {
@@ -211,7 +213,7 @@ WHERE slot_name = $1`
 func (w *witness) sample(ctx context.Context, conn *pgx.Conn, kafka *kgo.Client, since map[Place]int64) error {
 	w.sampling.Lock()
 	defer w.sampling.Unlock()
-	s := Sample{At: time.Since(w.began), Epoch: int(w.server.epoch.Load()), Since: since}
+	s := Sample{At: time.Since(w.began), Epoch: w.server.Epoch(), Since: since}
 	if w.plan.Polls {
 		return w.sampleReader(ctx, conn, s.At)
 	}
@@ -228,7 +230,7 @@ func (w *witness) sample(ctx context.Context, conn *pgx.Conn, kafka *kgo.Client,
 	if s.Ends, err = ends(ctx, kafka); err != nil {
 		return err
 	}
-	if int(w.server.epoch.Load()) != s.Epoch {
+	if w.server.Epoch() != s.Epoch {
 		return nil
 	}
 	w.mu.Lock()

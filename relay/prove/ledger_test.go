@@ -16,6 +16,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"converge/internal/proof"
 )
 
 // The tables of the ledger's own: next is the number that the key's next row gets, and whoever has the key's
@@ -116,7 +118,7 @@ func (w *writer) connect(ctx context.Context) error {
 	if w.conn != nil && !w.conn.IsClosed() {
 		return nil
 	}
-	deadline := time.After(patience)
+	deadline := time.After(proof.Patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -176,7 +178,7 @@ func (w *writer) transaction(ctx context.Context) (int, error) {
 	if err := w.connect(ctx); err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, proof.Patience)
 	defer cancel()
 	var rows []draft
 	xid, err := w.fill(ctx, &rows)

@@ -124,9 +124,9 @@ func TestJudgeFindsPlantedFaults(t *testing.T) {
 			r.failed(r.ledger.write(writing, p.Seed))
 		}
 		write(3 * time.Second)                                                           // the relay gets to know the topics
-		r.cluster.leg.poison(nettest.Toxic{Latency: 500 * time.Millisecond}, nettest.Up) // and now there are always transactions on their way
+		r.cluster.Leg.Poison(nettest.Toxic{Latency: 500 * time.Millisecond}, nettest.Up) // and now there are always transactions on their way
 		write(5 * time.Second)
-		r.cluster.leg.mend()
+		r.cluster.Leg.Mend()
 		result := r.end(r.first)
 		result.mustFind(t, Ahead)
 	})

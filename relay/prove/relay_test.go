@@ -82,8 +82,8 @@ func (r *run) startRelay(crash string) *subject {
 	if !r.slotMade {
 		missing = "create"
 	}
-	s := &subject{log: log, command: exec.Command(r.binary, "relay", "--database", r.server.relayURL(),
-		"--brokers", strings.Join(r.cluster.addrs(), ","), "--table", table, "--slot", slot, "--on-missing-slot", missing,
+	s := &subject{log: log, command: exec.Command(r.binary, "relay", "--database", r.server.SubjectURL(),
+		"--brokers", strings.Join(r.cluster.Addrs(), ","), "--table", table, "--slot", slot, "--on-missing-slot", missing,
 		"--http", "127.0.0.1:0")}
 	if r.plan.Polls {
 		s.command.Args = append(s.command.Args, "--source", "polling")

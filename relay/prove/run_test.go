@@ -1,7 +1,6 @@
 package prove
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/internal/database"
+	"converge/internal/proof"
+	"converge/producers/outbox"
 )
 
 // plan is what a run is to do.
@@ -43,8 +47,8 @@ type run struct {
 	plant  string // the fault to switch on in the binary
 	logs   string
 
-	server  *server
-	cluster *cluster
+	server  *proof.Server
+	cluster *proof.Cluster
 	ledger  *ledger
 	witness *witness
 	kafka   *kgo.Client // around the leg
@@ -54,7 +58,7 @@ type run struct {
 	stop     func()   // ends the witness
 	point    string   // that the relay which runs is to die at, "" for none
 	deals    struct {
-		troubles func() trouble
+		troubles func() proof.Trouble
 		points   func() string
 	}
 	result result
@@ -94,6 +98,23 @@ type result struct {
 	Failure error `json:"-"`
 }
 
+const (
+	service    = "orders"
+	table      = service + ".outbox"
+	slot       = "converge"
+	partitions = 3
+)
+
+func startServer(t testing.TB, settings map[string]string) *proof.Server {
+	t.Helper()
+	return proof.StartServer(t, settings, database.Module{Service: service, Sets: []database.Set{{Name: "outbox", FS: outbox.Migrations}}})
+}
+
+func startCluster(t testing.TB) *proof.Cluster {
+	t.Helper()
+	return proof.StartCluster(t, kfake.DefaultNumPartitions(partitions))
+}
+
 // prove runs the plan against a relay's binary.
 func prove(t testing.TB, binary, plant string, p plan) result {
 	t.Helper()
@@ -116,7 +137,7 @@ func begin(t testing.TB, binary, plant string, p plan) *run {
 		server: startServer(t, nil), cluster: startCluster(t)}
 	r.result = result{Plan: p, Points: map[string]int{}, Troubles: map[string]int{}}
 	r.witness = newWitness(r.server, p)
-	r.ledger = &ledger{url: r.server.url(), rate: p.Rate}
+	r.ledger = &ledger{url: r.server.URL(), rate: p.Rate}
 	r.prepare()
 
 	r.first = r.startRelay("")
@@ -125,12 +146,12 @@ func begin(t testing.TB, binary, plant string, p plan) *run {
 	}
 	r.slotMade = true
 
-	r.kafka = r.cluster.client()
+	r.kafka = r.cluster.Client()
 	reading := []kgo.Opt{kgo.ConsumeTopics(allTopics()...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100 * time.Millisecond), kgo.KeepControlRecords()}
 	if p.Once {
 		reading = append(reading, kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 	}
-	consumer := r.cluster.client(reading...)
+	consumer := r.cluster.Client(reading...)
 	life, stop := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { r.witness.consume(life, consumer) })
@@ -154,7 +175,7 @@ func (r *run) end(last *subject) result {
 }
 
 func (r *run) prepare() {
-	conn, err := pgx.Connect(r.t.Context(), r.server.url())
+	conn, err := pgx.Connect(r.t.Context(), r.server.URL())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -207,37 +228,25 @@ func (r *run) upTo(milliseconds int) time.Duration {
 	return time.Duration(r.rng.IntN(milliseconds+1)) * time.Millisecond
 }
 
-// deck returns a function that deals the cards, each as often as any other, in an order that the seed decides.
-func deck[T any](rng *rand.Rand, all []T) func() T {
-	var hand []T
-	return func() T {
-		if len(hand) == 0 {
-			hand = slices.Clone(all)
-			rng.Shuffle(len(hand), func(i, j int) { hand[i], hand[j] = hand[j], hand[i] })
-		}
-		card := hand[0]
-		hand = hand[1:]
-		return card
-	}
-}
-
 // shuffle prepares what befalls the relay.
-func (r *run) shuffle() {
-	all := troubles()
-	slices.SortFunc(all, func(a, b trouble) int { return cmp.Compare(a.name, b.name) }) // a map gave them
-	none := trouble{"none", func(*run, *rand.Rand) func() { return func() {} }}
+func (r *run) shuffle(longOutage proof.Trouble) {
+	all := r.troubles()
 	if r.plan.Only != nil {
-		all = slices.DeleteFunc(append(all, none), func(t trouble) bool { return !slices.Contains(r.plan.Only, t.name) })
+		all = proof.Choose(all, r.plan.Only)
 	} else {
-		all = append(all, slices.Repeat([]trouble{none}, 6)...)
+		for _, t := range append(all, longOutage) {
+			r.result.Troubles[t.Name] = 0
+		}
+		all = append(all, slices.Repeat([]proof.Trouble{proof.None}, 6)...)
 	}
-	r.deals.troubles = deck(r.rng, all)
-	r.deals.points = deck(r.rng, r.plan.points())
+	r.deals.troubles = proof.Deck(r.rng, all)
+	r.deals.points = proof.Deck(r.rng, r.plan.points())
 }
 
 // torment kills the relay again and again, in trouble or behind it, and returns the one that runs then.
 func (r *run) torment(relay *subject) *subject {
-	r.shuffle()
+	longOutage := proof.Unreachable(longOutageName, r.cluster.Leg)
+	r.shuffle(longOutage)
 	long := r.rng.IntN(min(r.plan.Kills, 500))
 	shown := 0
 	for r.result.Kills < r.plan.Kills && r.failure() == nil {
@@ -250,12 +259,12 @@ func (r *run) torment(relay *subject) *subject {
 		}
 		pause(relay, r.upTo(500))
 		now := r.deals.troubles()
-		if r.plan.Only == nil && r.result.Kills >= long+500*r.result.Troubles[longOutage.name] {
+		if r.plan.Only == nil && r.result.Kills >= long+500*r.result.Troubles[longOutageName] {
 			now = longOutage
 		}
-		r.result.Troubles[now.name]++
-		end := now.begin(r, r.rng)
-		if now.name == longOutage.name {
+		r.result.Troubles[now.Name]++
+		end := now.Begin(r.rng)
+		if now.Name == longOutageName {
 			relay = r.outlive(relay, r.plan.Long)
 		} else {
 			pause(relay, r.upTo(int(r.plan.Hold.Milliseconds())))
@@ -265,7 +274,7 @@ func (r *run) torment(relay *subject) *subject {
 			end()
 			pause(relay, r.upTo(700))
 		}
-		if now.name == "none" && r.rng.IntN(2) == 0 && r.witness.isRead(relay.began) {
+		if now.Name == "none" && r.rng.IntN(2) == 0 && r.witness.isRead(relay.began) {
 			since := r.ends()
 			pause(relay, r.upTo(500))
 			if r.drain(relay, since) {
@@ -286,10 +295,7 @@ func (r *run) torment(relay *subject) *subject {
 	return r.startRelay("")
 }
 
-var longOutage = trouble{"Kafka: long outage", func(r *run, _ *rand.Rand) func() {
-	r.cluster.leg.cut()
-	return r.cluster.leg.mend
-}}
+const longOutageName = "Kafka: long outage"
 
 // outlive waits for a while in which the relay may meet its crash point; then another one waits on.
 func (r *run) outlive(relay *subject, d time.Duration) *subject {
@@ -355,7 +361,7 @@ func (r *run) drain(relay *subject, since map[Place]int64) bool {
 	}
 	select {
 	case <-relay.done:
-	case <-time.After(patience):
+	case <-time.After(proof.Patience):
 		r.failed(fmt.Errorf("the relay does not drain:\n%s", relay.tail()))
 		return false
 	}
@@ -368,7 +374,7 @@ func (r *run) drain(relay *subject, since map[Place]int64) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, r.server.url())
+	conn, err := pgx.Connect(ctx, r.server.URL())
 	if err == nil {
 		defer conn.Close(context.Background())
 		err = r.witness.sample(ctx, conn, r.kafka, since)
@@ -411,7 +417,7 @@ WHERE slot_name = $1`
 // settle waits until the relay has confirmed, the judge decoded and the consumer received everything.
 func (r *run) settle(relay *subject) error {
 	ctx := context.Background()
-	conn, err := pgx.Connect(ctx, r.server.url())
+	conn, err := pgx.Connect(ctx, r.server.URL())
 	if err != nil {
 		return err
 	}

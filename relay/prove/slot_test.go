@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"converge/internal/proof"
 )
 
 const fillSQL = `
@@ -20,7 +22,7 @@ FROM generate_series(1, 1000) AS n`
 // only people can bring them back: the relay must end, and say so, now and whenever it is started.
 func TestRelayThatLostItsSlotEndsWithTheFix(t *testing.T) {
 	t.Parallel()
-	if err := loseSlot(t, buildRelay(t), "", patience); err != nil {
+	if err := loseSlot(t, buildRelay(t), "", proof.Patience); err != nil {
 		t.Error(err)
 	}
 }
@@ -28,9 +30,9 @@ func TestRelayThatLostItsSlotEndsWithTheFix(t *testing.T) {
 // loseSlot has the server invalidate the slot while Kafka is away, and returns what the relay did wrong.
 func loseSlot(t *testing.T, binary, plant string, notice time.Duration) error {
 	t.Helper()
-	r := &run{t: t, binary: binary, plant: plant, logs: t.TempDir(), plan: plan{Patience: patience}, cluster: startCluster(t),
+	r := &run{t: t, binary: binary, plant: plant, logs: t.TempDir(), plan: plan{Patience: proof.Patience}, cluster: startCluster(t),
 		server: startServer(t, map[string]string{"max_slot_wal_keep_size": "1MB"})}
-	conn, err := pgx.Connect(t.Context(), r.server.url())
+	conn, err := pgx.Connect(t.Context(), r.server.URL())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +48,7 @@ func loseSlot(t *testing.T, binary, plant string, notice time.Duration) error {
 		_, err := conn.Exec(t.Context(), sql)
 		must(err)
 	}
-	r.kafka = r.cluster.client()
+	r.kafka = r.cluster.Client()
 	relay := r.startRelay("")
 	must(r.await("the slot is read", r.slotIsRead))
 	r.slotMade = true
@@ -63,7 +65,7 @@ func loseSlot(t *testing.T, binary, plant string, notice time.Duration) error {
 		return err
 	}))
 
-	r.cluster.leg.cut()
+	r.cluster.Leg.Cut()
 	must(r.await("the server gives the slot up", func() error {
 		execute(fillSQL)
 		execute("SELECT pg_switch_wal()")
@@ -75,7 +77,7 @@ func loseSlot(t *testing.T, binary, plant string, notice time.Duration) error {
 		}
 		return err
 	}))
-	r.cluster.leg.mend()
+	r.cluster.Leg.Mend()
 
 	for _, when := range []string{"the relay that ran", "a relay that is started later"} {
 		select {
