@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-mutants test-kafka test-browser check challenge bench bench-relay prove-relay clean
+.PHONY: help run demo build test test-mutants test-kafka test-browser check challenge bench bench-relay bench-consumers prove-relay prove-consumers clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -51,6 +51,10 @@ check: ## format, vet, staticcheck, architecture, dashboards and rules, compose 
 prove-relay: ## kill the relay N times (20) in every kind of trouble and judge what came of it; SEED repeats a run, ONCE=1 publishes exactly once, POLLING=1 polls, OUTAGE=10m takes Kafka away
 	$(GO) test -count=1 -timeout 3h -v -run '^TestRelayLosesNothing$$' ./relay/prove \
 		-prove.kills=$(or $(N),20) -prove.seed=$(or $(SEED),0) -prove.exactly-once=$(if $(ONCE),true,false) -prove.polling=$(if $(POLLING),true,false) -prove.outage=$(or $(OUTAGE),0)
+
+prove-consumers: ## strike the consumers' processes N times (12) in every kind of trouble and judge what came of it; SEED repeats a run
+	$(GO) test -count=1 -timeout 3h -v -run '^TestEventsAreAppliedOnceAndInOrder$$' ./consumers/prove \
+		-prove.blows=$(or $(N),12) -prove.seed=$(or $(SEED),0)
 
 challenge: build ## profile changes flow while Analytics is down; an independent checker gives the verdict
 	@$(BIN) challenge profile

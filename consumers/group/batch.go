@@ -284,10 +284,9 @@ func (g *Group) commitBatch(ctx context.Context, tx pgx.Tx, b batch) error {
 	if err == nil {
 		return nil
 	}
-	var refused *pgconn.PgError
-	if errors.As(err, &refused) || errors.Is(err, pgx.ErrTxCommitRollback) {
+	if rolledBack(err) {
 		if !b.careful && !ofTheDatabase(err) {
-			return errRefused // of a statement that a handler has put off: with care it shows whose
+			return errRefused
 		}
 		return fmt.Errorf("committing a batch: %w", err)
 	}
@@ -299,6 +298,13 @@ func (g *Group) commitBatch(ctx context.Context, tx pgx.Tx, b batch) error {
 		return nil
 	}
 	return fmt.Errorf("committing a batch: %w", err)
+}
+
+// rolledBack reports whether the server has said no to a COMMIT. It may be for what a handler has put off, a
+// statement or a constraint's check: with care it shows whose that was.
+func rolledBack(err error) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) || errors.Is(err, pgx.ErrTxCommitRollback)
 }
 
 // begin begins a transaction that the server ends when this process falls silent. A machine that dies

@@ -100,6 +100,10 @@ func (g *Group) handleTogether(ctx context.Context, tx pgx.Tx, events []*event.E
 	return nil
 }
 
+// lateSQL checks the constraints that COMMIT would check, while it still can be told whose doing it is. Rolling it
+// back leaves them to COMMIT: a handler may be after a state that another one completes.
+const lateSQL = "SAVEPOINT late; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK TO late; RELEASE late"
+
 // handleAlone gives one event to its handler inside a savepoint. refusal is the event's own trouble, whose
 // effects are undone; err is the database's.
 func (g *Group) handleAlone(ctx context.Context, tx pgx.Tx, e *event.Event) (refusal, err error) {
@@ -109,6 +113,9 @@ func (g *Group) handleAlone(ctx context.Context, tx pgx.Tx, e *event.Event) (ref
 	}
 	if refusal = g.call(ctx, savepoint, []*event.Event{e}); refusal == nil {
 		refusal = pipeline.Flush(ctx, savepoint)
+	}
+	if refusal == nil {
+		_, refusal = savepoint.Exec(ctx, lateSQL, pgx.QueryExecModeSimpleProtocol)
 	}
 	if refusal == nil {
 		if err := savepoint.Commit(ctx); err != nil {

@@ -39,6 +39,38 @@ func TestAPanicIsTheEventsTroubleAlone(t *testing.T) {
 	}
 }
 
+// A constraint that is checked at COMMIT fails the whole batch, and careful or not nobody would know whose doing it
+// was: the partition would stand still.
+func TestAConstraintThatIsCheckedLateIsTheEventsTroubleAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.relay()
+	_, err := w.pool.Exec(t.Context(), `
+CREATE TABLE accounts (key text PRIMARY KEY);
+CREATE TABLE entries (key text REFERENCES accounts DEFERRABLE INITIALLY DEFERRED)`)
+	must(t, err)
+	list := facts(40, 4, 1)
+	s := tally{name: "a"}
+	cfg := w.config(s)
+	cfg.Handler = event.Handler{Each: map[string]event.Each{eachKind: func(ctx context.Context, tx pgx.Tx, e *event.Event) error {
+		if _, err := tx.Exec(ctx, "INSERT INTO entries VALUES ($1)", e.Key); err != nil {
+			return err
+		}
+		if e.ID != list[9].id && (e.ID != list[10].id || e.Attempt > 0) {
+			if _, err := tx.Exec(ctx, "INSERT INTO accounts VALUES ($1) ON CONFLICT DO NOTHING", e.Key); err != nil {
+				return err
+			}
+		} else if _, err := tx.Exec(ctx, "INSERT INTO entries VALUES ('nobody')"); err != nil {
+			return err
+		}
+		return s.each(ctx, tx, e)
+	}}, Batch: map[string]event.Batch{batchKind: s.batch}}
+	w.produce(list...)
+	w.start(cfg)
+	w.settled()
+	w.check(list, map[uuid.UUID]bool{list[9].id: true})
+}
+
 // A handler may use savepoints of its own, and may fail with one open or with the transaction aborted.
 func TestAHandlerMayOpenSavepointsAndLeaveThemOpen(t *testing.T) {
 	t.Parallel()

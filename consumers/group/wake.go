@@ -148,6 +148,9 @@ func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, ca
 	}
 	// A lost reply needs no care here: the call is served again, and finds what is left.
 	if err := tx.Commit(ctx); err != nil {
+		if !careful && rolledBack(err) && !ofTheDatabase(err) {
+			return over, errRefused
+		}
 		return over, fmt.Errorf("committing a retry: %w", err)
 	}
 	g.countHeld(wake, turn, result, time.Since(began))

@@ -7,6 +7,8 @@ package nettest
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"net"
 	"net/url"
 	"sync"
@@ -41,8 +43,16 @@ const (
 	CutAfter       // the server has answered, the client never learns
 )
 
-// commitMessage is COMMIT as pgx sends it: a simple Query of the PostgreSQL protocol.
-var commitMessage = []byte("Q\x00\x00\x00\x0bcommit\x00")
+// isCommit reports whether a message of pgx's is or ends in a COMMIT: a simple Query of the PostgreSQL protocol, or
+// the Bind of a statement that the client has prepared, which it names by a hash of the text.
+func isCommit(message []byte) bool {
+	return bytes.HasSuffix(message, []byte("Q\x00\x00\x00\x0bcommit\x00")) || bytes.Contains(message, boundCommit)
+}
+
+var boundCommit = func() []byte {
+	digest := sha256.Sum256([]byte("commit"))
+	return []byte("\x00stmtcache_" + hex.EncodeToString(digest[:24]) + "\x00")
+}()
 
 // Proxy leads to a server. Its methods are safe for concurrent use.
 type Proxy struct {
@@ -222,7 +232,7 @@ func (p *Proxy) carry(c *pair, d Direction) {
 				return // the answer to COMMIT is here: it happened
 			default:
 			}
-		} else if bytes.HasSuffix(buf[:n], commitMessage) {
+		} else if isCommit(buf[:n]) {
 			switch p.takeCut() {
 			case CutBefore:
 				return

@@ -1,0 +1,31 @@
+package prove
+
+import (
+	"time"
+
+	"converge/consumers/retry"
+)
+
+// What the run and its members agree on.
+const (
+	Service     = "tally" // schema, group
+	Topic       = "facts"
+	EchoTopic   = "echoes"
+	EachType    = "Counted"
+	BatchType   = "Summed"
+	SessionTime = 2 * time.Second
+	// MemberVariable holds a member's configuration, as JSON.
+	MemberVariable = "CONVERGE_TEST_MEMBER"
+)
+
+// MemberConfig is what a member is told.
+type MemberConfig struct {
+	Name        string
+	DatabaseURL string
+	Brokers     []string
+}
+
+// Policy is a ladder that a run can climb.
+func Policy() retry.Policy {
+	return retry.Policy{Rungs: []time.Duration{30 * time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond}, MaxAttempts: 5}
+}
