@@ -27,6 +27,13 @@ var goTypes = map[string]reflect.Type{
 	"ShipmentFailed":     reflect.TypeFor[ShipmentFailed](),
 	"ShipmentCancelled":  reflect.TypeFor[ShipmentCancelled](),
 	"ProfileUpdated":     reflect.TypeFor[ProfileUpdated](),
+	"AccountOpened":      reflect.TypeFor[AccountOpened](),
+	"TransferRequested":  reflect.TypeFor[TransferRequested](),
+	"TransferConfirmed":  reflect.TypeFor[TransferConfirmed](),
+	"TransferTimedOut":   reflect.TypeFor[TransferTimedOut](),
+	"TransferDebited":    reflect.TypeFor[TransferDebited](),
+	"TransferCompleted":  reflect.TypeFor[TransferCompleted](),
+	"TransferFailed":     reflect.TypeFor[TransferFailed](),
 }
 
 // New returns a pointer to a zero value of the event type's Go struct, nil when the type is unknown.

@@ -109,3 +109,61 @@ type ProfileUpdated struct {
 	Address        string `avro:"address" json:"address"`
 	MarketingOptIn bool   `avro:"marketing_opt_in" json:"marketing_opt_in"`
 }
+
+// AccountOpened: there is a new account.
+type AccountOpened struct {
+	AccountID      string `avro:"account_id" json:"account_id"`
+	Currency       string `avro:"currency" json:"currency"`
+	OpeningBalance int64  `avro:"opening_balance" json:"opening_balance"` // minor units
+}
+
+// OpenAccount is an account with what it was opened with.
+type OpenAccount struct {
+	AccountID      string `avro:"account_id" json:"account_id"`
+	OpeningBalance int64  `avro:"opening_balance" json:"opening_balance"` // minor units
+}
+
+// TransferRequested: a customer asked to move money; nothing has moved yet.
+type TransferRequested struct {
+	TransferID  string        `avro:"transfer_id" json:"transfer_id"`
+	FromAccount string        `avro:"from_account" json:"from_account"`
+	ToAccount   string        `avro:"to_account" json:"to_account"`
+	Amount      int64         `avro:"amount" json:"amount"` // minor units
+	Currency    string        `avro:"currency" json:"currency"`
+	Accounts    []OpenAccount `avro:"accounts" json:"accounts"` // those of the two that were open by then
+}
+
+// TransferConfirmed: the payer's money came in time. This is the saga's pivot.
+type TransferConfirmed struct {
+	TransferID string `avro:"transfer_id" json:"transfer_id"`
+}
+
+// TransferTimedOut: the transfer's deadline passed before the pivot.
+type TransferTimedOut struct {
+	TransferID string `avro:"transfer_id" json:"transfer_id"`
+}
+
+// TransferDebited: the money left the payer's account and is held for the transfer.
+type TransferDebited struct {
+	TransferID string `avro:"transfer_id" json:"transfer_id"`
+	AccountID  string `avro:"account_id" json:"account_id"`
+	Balance    int64  `avro:"balance" json:"balance"`
+	Version    int64  `avro:"version" json:"version"` // orders what is said of the balance
+}
+
+// TransferCompleted: the money is on the payee's account, for good.
+type TransferCompleted struct {
+	TransferID string `avro:"transfer_id" json:"transfer_id"`
+	AccountID  string `avro:"account_id" json:"account_id"`
+	Balance    int64  `avro:"balance" json:"balance"`
+	Version    int64  `avro:"version" json:"version"` // orders what is said of the balance
+}
+
+// TransferFailed: no money is held for the transfer, and none will be.
+type TransferFailed struct {
+	TransferID string `avro:"transfer_id" json:"transfer_id"`
+	Reason     string `avro:"reason" json:"reason"`
+	AccountID  string `avro:"account_id" json:"account_id"` // who got the money back; "" when none had left
+	Balance    int64  `avro:"balance" json:"balance"`
+	Version    int64  `avro:"version" json:"version"` // orders what is said of the balance
+}

@@ -42,6 +42,15 @@ func Routes() []Route {
 		{"ShipmentFailed", "shipping", "shipping", []string{"inventory", "payments", "orders"}},
 		{"ShipmentCancelled", "shipping", "shipping", []string{"orders"}},
 
+		{"AccountOpened", "transfers", "transfers", []string{"ledger"}},
+		{"TransferRequested", "transfers", "transfers", []string{"ledger"}},
+		{"TransferConfirmed", "transfers", "transfers", []string{"ledger"}},
+		{"TransferTimedOut", "transfers", "transfers", []string{"ledger"}},
+
+		{"TransferDebited", "ledger", "ledger", []string{"transfers"}},
+		{"TransferCompleted", "ledger", "ledger", []string{"transfers"}},
+		{"TransferFailed", "ledger", "ledger", []string{"transfers"}},
+
 		{"ProfileUpdated", "identity", "identity", []string{"billing", "analytics"}},
 	}
 }

@@ -48,6 +48,21 @@ func sample(eventType, key string) any {
 		return &schemas.ShipmentFailed{OrderID: key, Reason: "shipment_refused"}
 	case "ShipmentCancelled":
 		return &schemas.ShipmentCancelled{OrderID: key}
+	case "AccountOpened":
+		return &schemas.AccountOpened{AccountID: key, Currency: currency, OpeningBalance: amount}
+	case "TransferRequested":
+		return &schemas.TransferRequested{TransferID: key, FromAccount: "account-1", ToAccount: "account-2", Amount: amount, Currency: currency,
+			Accounts: []schemas.OpenAccount{{AccountID: "account-1", OpeningBalance: 2 * amount}, {AccountID: "account-2"}}}
+	case "TransferConfirmed":
+		return &schemas.TransferConfirmed{TransferID: key}
+	case "TransferTimedOut":
+		return &schemas.TransferTimedOut{TransferID: key}
+	case "TransferDebited":
+		return &schemas.TransferDebited{TransferID: key, AccountID: "account-1", Balance: amount, Version: 2}
+	case "TransferCompleted":
+		return &schemas.TransferCompleted{TransferID: key, AccountID: "account-2", Balance: amount, Version: 2}
+	case "TransferFailed":
+		return &schemas.TransferFailed{TransferID: key, Reason: "insufficient_funds"}
 	case "ProfileUpdated":
 		return &schemas.ProfileUpdated{UserID: key, Version: 1, Email: key + "@example.org", DisplayName: "Ada Lovelace",
 			Address: "12 St James's Square, London"}
