@@ -54,7 +54,7 @@ func (m *metricsSource) sample(now time.Time) (*metricsSample, error) {
 			s.p50, s.p99 = m.quantile(current, 0.5), m.quantile(current, 0.99)
 			m.keep(current)
 		case sagasMetric:
-			s.sagas = sagas(f)
+			s.sagas = openSagas(f)
 		}
 	}
 	return s, nil
@@ -73,10 +73,15 @@ func histograms(f *dto.MetricFamily) map[string]map[float64]uint64 {
 	return counts
 }
 
-func sagas(f *dto.MetricFamily) []SagaState {
-	var states []SagaState
+// openSagas adds up the sagas of all kinds.
+func openSagas(f *dto.MetricFamily) []SagaState {
+	counts := map[string]int64{}
 	for _, metric := range f.GetMetric() {
-		states = append(states, SagaState{label(metric, "state"), int64(metric.GetGauge().GetValue())})
+		counts[label(metric, "state")] += int64(metric.GetGauge().GetValue())
+	}
+	var states []SagaState
+	for state, count := range counts {
+		states = append(states, SagaState{state, count})
 	}
 	slices.SortFunc(states, func(a, b SagaState) int { return strings.Compare(a.State, b.State) })
 	return states

@@ -168,7 +168,7 @@ func (s *Service) advise(w http.ResponseWriter, v *view) {
 	if v.state.Terminal() {
 		return
 	}
-	left := s.metrics.recent.p90() - time.Since(v.createdAt)
+	left := s.metrics.P90() - time.Since(v.createdAt)
 	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(left.Seconds())))))
 }
 

@@ -161,9 +161,9 @@ func (s *Service) move(o *order, in Input, by uuid.UUID, why outbox.Cause, ids e
 	}
 	at := later(time.Now().UTC().Truncate(time.Microsecond), o.updatedAt.UTC())
 	o.updatedAt = at
-	s.metrics.entered(o, before.State(), entered, at)
-	if step, timed := steps[before.State()]; timed && (in == DeadlinePassed || in == AcksOverdue) {
-		s.metrics.timeouts.WithLabelValues(step).Inc()
+	s.measure(o, before.State(), entered, at)
+	if in == DeadlinePassed || in == AcksOverdue {
+		s.metrics.TimedOut(string(before.State()))
 	}
 	if why.CorrelationID == "" {
 		why.CorrelationID = o.correlationID

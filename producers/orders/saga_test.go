@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"converge/consumers/event"
@@ -34,6 +35,7 @@ import (
 // every reader in the end.
 type world struct {
 	url      string
+	registry *prometheus.Registry
 	orders   *Service
 	payments *payments.Service
 	pools    map[string]*pgxpool.Pool
@@ -69,7 +71,7 @@ func newWorld(t testing.TB, seed uint64, orderDeadline, ackDeadline time.Duratio
 	url := pgtest.Database(t, "saga", func(ctx context.Context, url string) error {
 		return database.Migrate(ctx, url, modules...)
 	})
-	w := &world{url: url, pools: map[string]*pgxpool.Pool{}, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[string]int64{}, known: map[uuid.UUID]bool{}, mail: map[string][]*letter{}}
+	w := &world{url: url, registry: prometheus.NewRegistry(), pools: map[string]*pgxpool.Pool{}, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[string]int64{}, known: map[uuid.UUID]bool{}, mail: map[string][]*letter{}}
 	for _, name := range participants {
 		pool, err := database.Open(t.Context(), url, name, 8)
 		if err != nil {
@@ -80,7 +82,7 @@ func newWorld(t testing.TB, seed uint64, orderDeadline, ackDeadline time.Duratio
 	}
 	codec := schemas.NewCodec(schemas.JSON, schemas.IDs{})
 	out := outbox.New(codec)
-	w.orders = New(Config{Pool: w.pools["orders"], Outbox: out, Decoder: codec, OrderDeadline: orderDeadline, AckDeadline: ackDeadline})
+	w.orders = New(Config{Pool: w.pools["orders"], Outbox: out, Decoder: codec, OrderDeadline: orderDeadline, AckDeadline: ackDeadline, Registerer: w.registry})
 	// Slow cards answer after a quarter of the deadline here, so that the answer races with everything.
 	w.payments = payments.New(payments.Config{Pool: w.pools["payments"], Outbox: out, Decoder: codec, OrderDeadline: orderDeadline / 6})
 	w.handlers = map[string]event.Handler{

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"converge/consumers/event"
+	"converge/internal/sagas"
 	"converge/internal/sweep"
 	"converge/producers/outbox"
 )
@@ -48,7 +49,7 @@ type Service struct {
 	orderDeadline time.Duration
 	ackDeadline   time.Duration
 	log           *slog.Logger
-	metrics       *metrics
+	metrics       *sagas.Metrics
 }
 
 // New returns the service. It starts nothing and connects to nothing.
@@ -132,14 +133,14 @@ func (s *Service) count(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("counting open sagas: %w", err)
 	}
-	counts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (counted, error) {
-		var c counted
-		err := row.Scan(&c.state, &c.number, &c.oldest)
+	counts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (sagas.Counted, error) {
+		var c sagas.Counted
+		err := row.Scan(&c.State, &c.Number, &c.Oldest)
 		return c, err
 	})
 	if err != nil {
 		return fmt.Errorf("counting open sagas: %w", err)
 	}
-	s.metrics.open(counts)
+	s.metrics.Open(counts)
 	return nil
 }
