@@ -56,8 +56,16 @@ const (
 	SaidTimedOut  = "TransferTimedOut"
 )
 
-// TimedOut is the reason that Transfers gives itself; the others come from the Ledger.
-const TimedOut = "timed_out"
+// Why a transfer fails.
+const (
+	InsufficientFunds = "insufficient_funds"
+	AccountNotFound   = "account_not_found"
+	AccountClosed     = "account_closed"
+	TimedOut          = "timed_out" // the reason that Transfers gives itself; the others come from the Ledger
+)
+
+// Reasons returns every reason there is.
+func Reasons() []string { return []string{InsufficientFunds, AccountNotFound, AccountClosed, TimedOut} }
 
 // Saga is all that decides where a transfer stands. The zero Saga is none: begin with [Begun].
 type Saga struct {
