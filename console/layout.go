@@ -62,14 +62,15 @@ const (
 	sideH      = 58 // a service's or topic's box
 	groupX     = 600
 	groupW     = 262
-	groupHead  = 25
-	groupLine  = 20
+	groupHead  = 24
+	groupLine  = 17
+	groupFoot  = 4
 	afterX     = 896
 	afterW     = drawWidth - afterX
-	modelH     = 29
-	ladderH    = 30
-	afterGap   = 6
-	groupGap   = 10
+	modelH     = 25
+	ladderH    = 26
+	afterGap   = 4
+	groupGap   = 8
 	dlqW       = 92
 	chipGap    = 5
 	portSpread = 40 // of a topic's right side that pipes leave from
@@ -128,7 +129,7 @@ type reader struct {
 func (d *diagram) groups(readers []reader, readModels map[string]string, rungs []time.Duration) {
 	y := drawTop
 	for _, r := range readers {
-		card := groupHead + groupLine*len(r.topics) + 6
+		card := groupHead + groupLine*len(r.topics) + groupFoot
 		model, builds := readModels[r.name]
 		after := ladderH
 		if builds {

@@ -10,7 +10,7 @@ import (
 )
 
 type serveCmd struct {
-	Names []string `arg:"" name:"name" help:"Services to run, or all: orders, inventory, payments, shipping, identity, billing, analytics, orderviews."`
+	Names []string `arg:"" name:"name" help:"Services to run, or all: orders, inventory, payments, shipping, transfers, ledger, identity, billing, analytics, orderviews."`
 	connection
 	encoding
 	listener

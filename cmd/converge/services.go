@@ -16,6 +16,7 @@ import (
 	"converge/consumers/event"
 	"converge/consumers/inbox"
 	"converge/consumers/inventory"
+	"converge/consumers/ledger"
 	"converge/consumers/orderviews"
 	"converge/consumers/retry"
 	"converge/consumers/shipping"
@@ -25,6 +26,7 @@ import (
 	"converge/producers/orders"
 	"converge/producers/outbox"
 	"converge/producers/payments"
+	"converge/producers/transfers"
 	"converge/schemas"
 )
 
@@ -66,6 +68,8 @@ func services() []service {
 		{"inventory", []database.Set{outboxSet, inboxSet, retrySet, {Name: "inventory", FS: inventory.Migrations}}, openInventory},
 		{"payments", []database.Set{outboxSet, inboxSet, retrySet, apiSet, {Name: "payments", FS: payments.Migrations}}, openPayments},
 		{"shipping", []database.Set{outboxSet, inboxSet, retrySet, {Name: "shipping", FS: shipping.Migrations}}, openShipping},
+		{"transfers", []database.Set{outboxSet, inboxSet, retrySet, apiSet, {Name: "transfers", FS: transfers.Migrations}}, openTransfers},
+		{"ledger", []database.Set{outboxSet, inboxSet, retrySet, {Name: "ledger", FS: ledger.Migrations}}, openLedger},
 		{"identity", []database.Set{outboxSet, {Name: "identity", FS: identity.Migrations}}, openIdentity},
 		{"billing", []database.Set{outboxSet, inboxSet, retrySet, {Name: "billing", FS: billing.Migrations}}, openBilling},
 		{"analytics", []database.Set{outboxSet, inboxSet, retrySet, {Name: "analytics", FS: analytics.Migrations}}, openAnalytics},
@@ -122,6 +126,16 @@ func openPayments(d deps) parts {
 
 func openShipping(d deps) parts {
 	s := shipping.New(shipping.Config{Outbox: d.outbox, Decoder: d.codec})
+	return parts{nil, s.Handler(), nil}
+}
+
+func openTransfers(d deps) parts {
+	s := transfers.New(transfers.Config{Pool: d.pool, Outbox: d.outbox, Decoder: d.codec, Logger: d.log, Registerer: d.registerer})
+	return parts{s.Routes, s.Handler(), s.Run}
+}
+
+func openLedger(d deps) parts {
+	s := ledger.New(ledger.Config{Outbox: d.outbox, Decoder: d.codec})
 	return parts{nil, s.Handler(), nil}
 }
 

@@ -31,7 +31,7 @@ type upCmd struct {
 	retention
 }
 
-// Connections of one service: few when one process holds eight services, more when each has its own.
+// Connections of one service: few when one process holds ten services, more when each has its own.
 const (
 	connsTogether = 6
 	connsApart    = 12
