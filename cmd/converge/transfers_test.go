@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"converge/internal/process"
+)
+
+// transfer requests a transfer in USD and returns its id.
+func (r *running) transfer(key, from, to string, amount int) string {
+	r.t.Helper()
+	body := fmt.Sprintf(`{"from_account":%q,"to_account":%q,"amount":%d}`, from, to, amount)
+	a := r.do("POST", "/transfers", body, map[string]string{"Idempotency-Key": key})
+	if err := wants(http.StatusAccepted, a); err != nil {
+		r.t.Fatalf("POST /transfers: %v", err)
+	}
+	id, _ := a.json(r.t)["id"].(string)
+	return id
+}
+
+// transferred waits for the transfer's end and returns its state and reason.
+func (r *running) transferred(id string) string {
+	r.t.Helper()
+	var end string
+	eventually(r.t, 60*time.Second, func() error {
+		a := r.get("/transfers/" + id + "/status")
+		if err := wants(http.StatusOK, a); err != nil {
+			return err
+		}
+		status := a.json(r.t)
+		reason, _ := status["reason"].(string)
+		end = fmt.Sprint(status["state"], " ", reason)
+		if a.header.Get("Retry-After") != "" {
+			return fmt.Errorf("transfer %s is %s: %s", id, end, a.body)
+		}
+		return nil
+	})
+	return end
+}
+
+func (r *running) balance(account string) float64 {
+	r.t.Helper()
+	a := r.get("/accounts/" + account)
+	if err := wants(http.StatusOK, a); err != nil {
+		r.t.Fatalf("GET /accounts: %v", err)
+	}
+	n, _ := a.json(r.t)["balance"].(float64)
+	return n
+}
+
+// booksBalance holds the Ledger's tables against each other and against those of Transfers.
+func (r *running) booksBalance() {
+	r.t.Helper()
+	var url string
+	eventually(r.t, 30*time.Second, func() error { // ready may be seen before it is said
+		url = regexp.MustCompile(`postgres://\S+`).FindString(r.output.String())
+		if url == "" {
+			return errors.New("the address of PostgreSQL was not printed")
+		}
+		return nil
+	})
+	conn, err := pgx.Connect(r.t.Context(), url)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for claim, sql := range map[string]string{
+		"the postings sum to zero": "SELECT currency || ' ' || sum(amount) FROM ledger.postings JOIN ledger.accounts ON id = account_id GROUP BY currency HAVING sum(amount) <> 0",
+		"a balance is the sum of its postings": `
+SELECT id || ' ' || balance
+FROM ledger.accounts
+WHERE balance <> (SELECT coalesce(sum(amount), 0) FROM ledger.postings WHERE account_id = id)`,
+		"the balances that are shown are the Ledger's": `
+SELECT id || ' ' || a.balance || ' ' || b.balance
+FROM transfers.accounts a FULL JOIN ledger.accounts b USING (id)
+WHERE id NOT LIKE '(%' AND (a.balance, a.version) IS DISTINCT FROM (b.balance, b.version)`,
+		"what is completed was credited, what failed was not": `
+SELECT id || ' ' || t.state || ' ' || l.state
+FROM transfers.transfers t FULL JOIN ledger.transfers l ON transfer_id = id::text
+WHERE (t.state = 'COMPLETED') IS DISTINCT FROM (l.state = 'CREDITED')
+   OR (t.state = 'FAILED') IS DISTINCT FROM (l.state IN ('REFUSED', 'REFUNDED', 'WITHDRAWN'))`,
+		"nothing is on its way": "SELECT id || ' ' || balance FROM ledger.accounts WHERE id LIKE '(clearing)%' AND balance <> 0",
+	} {
+		rows, err := conn.Query(r.t.Context(), sql)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		wrong, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(wrong) > 0 {
+			r.t.Errorf("%s: %q %v", claim, wrong, err)
+		}
+	}
+}
+
+func TestEndToEndTransfersArePaidOrGivenBackAcrossKillNine(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	args, http1 := upArgs(t, dir), freeAddr(t)
+	up := start(t, http1, args...).ready()
+
+	// Accounts and transfers at once: a transfer may overtake the opening of its accounts.
+	for id, balance := range map[string]int{"alice": 100, "bob": 0} {
+		body := fmt.Sprintf(`{"id":%q,"opening_balance":%d}`, id, balance)
+		if err := wants(http.StatusCreated, up.do("POST", "/accounts", body, map[string]string{"Idempotency-Key": "open-" + id})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	paid := up.transfer("one", "alice", "bob", 30)
+	if again := up.transfer("one", "alice", "bob", 30); again != paid {
+		t.Errorf("the same Idempotency-Key made transfer %s beside %s", again, paid)
+	}
+	back := up.transfer("two", "alice", "closed", 50)
+	if got := up.transferred(paid); got != "COMPLETED " {
+		t.Errorf("the paid transfer ended %s", got)
+	}
+	if got := up.transferred(back); got != "FAILED account_closed" {
+		t.Errorf("the transfer to a closed account ended %s", got)
+	}
+	if got := up.transferred(up.transfer("three", "bob", "alice", 31)); got != "FAILED insufficient_funds" {
+		t.Errorf("the transfer of too much ended %s", got)
+	}
+	if alice, bob := up.balance("alice"), up.balance("bob"); alice != 70 || bob != 30 {
+		t.Errorf("alice has %v, bob %v", alice, bob)
+	}
+
+	// Unfinished sagas: requested, and everything killed before they can end.
+	var open []string
+	for i := range 20 {
+		open = append(open, up.transfer(fmt.Sprintf("open-%d", i), "alice", "bob", 1))
+	}
+	up.kill()
+	again := start(t, http1, args...).ready()
+	for _, id := range open {
+		if got := again.transferred(id); got != "COMPLETED " {
+			t.Errorf("a transfer that was open at the kill ended %s", got)
+		}
+	}
+	if alice, bob := again.balance("alice"), again.balance("bob"); alice != 50 || bob != 50 {
+		t.Errorf("after the restart alice has %v, bob %v", alice, bob)
+	}
+	again.booksBalance()
+	if code := again.interrupt(); code != process.ExitOK {
+		t.Errorf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
+	}
+}
