@@ -11,7 +11,7 @@ DIR     ?= .converge
 RACE    := $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null && echo -race)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: build ## the whole pipeline in one process: console on http://127.0.0.1:8080, Kafka on 9092
 	@exec $(BIN) up --dir $(DIR)
@@ -52,9 +52,9 @@ prove-relay: ## kill the relay N times (20) in every kind of trouble and judge w
 	$(GO) test -count=1 -timeout 3h -v -run '^TestRelayLosesNothing$$' ./relay/prove \
 		-prove.kills=$(or $(N),20) -prove.seed=$(or $(SEED),0) -prove.exactly-once=$(if $(ONCE),true,false) -prove.polling=$(if $(POLLING),true,false) -prove.outage=$(or $(OUTAGE),0)
 
-prove-consumers: ## strike the consumers' processes N times (12) in every kind of trouble and judge what came of it; SEED repeats a run
-	$(GO) test -count=1 -timeout 3h -v -run '^TestEventsAreAppliedOnceAndInOrder$$' ./consumers/prove \
-		-prove.blows=$(or $(N),12) -prove.seed=$(or $(SEED),0)
+prove-consumers: ## strike the consumers' processes N times (12) in every kind of trouble and judge what came of it; SEED repeats a run, OUTAGE=10m takes PostgreSQL and then Kafka away under load instead
+	$(GO) test -count=1 -timeout 3h -v -run '$(if $(OUTAGE),^TestAnOutageUnderLoadIsOnlyAPause$$,^TestEventsAreAppliedOnceAndInOrder$$)' ./consumers/prove \
+		-prove.blows=$(or $(N),12) -prove.seed=$(or $(SEED),0) -prove.outage=$(or $(OUTAGE),2s)
 
 challenge: build ## profile changes flow while Analytics is down; an independent checker gives the verdict
 	@$(BIN) challenge profile
@@ -67,6 +67,10 @@ bench-relay: build ## the relay beside pg_recvlogical and Debezium, on a real Ka
 	@$(GO) build -o bin/bench-relay ./relay/bench
 	@exec bin/bench-relay -relay $(BIN) $(if $(SMALL),-small) $(if $(SCALE),-scale $(SCALE)) $(if $(ROUNDS),-rounds $(ROUNDS)) \
 		$(if $(CASES),-cases $(CASES)) $(if $(JSON),-json $(JSON))
+
+bench-consumers: ## the consumer runtime beside a transaction per event, on a real Kafka (Java 17, Maven; else SMALL=1)
+	$(if $(SMALL),,CONVERGE_TEST_KAFKA=real) $(GO) test -count=1 -timeout 1h -v -run '^TestBenchConsumers$$' ./consumers/bench \
+		-bench.events=$(or $(EVENTS),400000) -bench.rounds=$(or $(ROUNDS),3) -bench.seconds=15 $(if $(JSON),-bench.json=$(abspath $(JSON)))
 
 clean: ## remove what run, demo and build made
 	rm -rf $(DIR) bin .cache

@@ -23,6 +23,7 @@ type MemberConfig struct {
 	Name        string
 	DatabaseURL string
 	Brokers     []string
+	Quick       bool // apply all that comes, in few round trips
 }
 
 // Policy is a ladder that a run can climb.

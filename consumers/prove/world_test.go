@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,7 +54,8 @@ type world struct {
 	binary  string
 	plant   string
 	logs    string
-	born    int // members so far
+	quick   bool // members apply all that comes, in few round trips
+	born    int  // members so far
 }
 
 func newWorld(t testing.TB, binary, plant string) *world {
@@ -77,8 +79,14 @@ func newWorld(t testing.TB, binary, plant string) *world {
 // relay runs the product's relay around the legs until the test ends: its own proof is another one.
 func (w *world) relay() {
 	w.t.Helper()
+	file, err := os.Create(filepath.Join(w.logs, "relay.log"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { file.Close() })
 	r, err := relay.New(relay.Config{DatabaseURL: w.server.URL(), Brokers: w.cluster.Addrs(), Tables: []string{Service + ".outbox"},
-		Slot: Service, OnMissingSlot: relay.CreateMissingSlot, KafkaOptions: []kgo.Opt{w.cluster.Dialer()}})
+		Slot: Service, OnMissingSlot: relay.CreateMissingSlot, KafkaOptions: []kgo.Opt{w.cluster.Dialer()},
+		Logger: slog.New(slog.NewTextHandler(file, nil))})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -131,7 +139,7 @@ func (w *world) start() *member {
 	w.t.Helper()
 	w.born++
 	name := fmt.Sprintf("member-%d", w.born)
-	cfg, err := json.Marshal(MemberConfig{Name: name, DatabaseURL: w.server.SubjectURL(), Brokers: w.cluster.Addrs()})
+	cfg, err := json.Marshal(MemberConfig{Name: name, DatabaseURL: w.server.SubjectURL(), Brokers: w.cluster.Addrs(), Quick: w.quick})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"converge/consumers/group"
 	"converge/consumers/prove"
 	"converge/internal/database"
+	"converge/internal/pipeline"
 	"converge/producers/outbox"
 )
 
@@ -43,9 +44,13 @@ func run() error {
 	}
 	defer pool.Close()
 	m := member(cfg.Name)
+	handler := event.Handler{Each: map[string]event.Each{prove.EachType: m.each}, Batch: map[string]event.Batch{prove.BatchType: m.batch}}
+	most := 100 // so that there are batches in plenty
+	if cfg.Quick {
+		handler, most = event.Handler{Each: map[string]event.Each{prove.EachType: m.apply, prove.BatchType: m.apply}}, 0
+	}
 	g, err := group.New(group.Config{Name: prove.Service, Brokers: cfg.Brokers, Topics: []string{prove.Topic}, Pool: pool,
-		Handler: event.Handler{Each: map[string]event.Each{prove.EachType: m.each}, Batch: map[string]event.Batch{prove.BatchType: m.batch}},
-		Retry:   prove.Policy(), BatchTime: 3 * time.Second, MaxEvents: 100, Guard: group.Guard{Keys: -1},
+		Handler: handler, Retry: prove.Policy(), BatchTime: 3 * time.Second, MaxEvents: most, Guard: group.Guard{Keys: -1},
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		Client: []kgo.Opt{kgo.SessionTimeout(prove.SessionTime), kgo.HeartbeatInterval(prove.SessionTime / 5), kgo.RebalanceTimeout(10 * time.Second),
 			kgo.MetadataMinAge(100 * time.Millisecond), kgo.MetadataMaxAge(2 * time.Second), kgo.DialTimeout(2 * time.Second)}})
@@ -66,25 +71,32 @@ const effectSQL = `
 INSERT INTO effects (event_id, key, seq, attempt, member)
 VALUES ($1, $2, $3, $4, $5)`
 
-// each writes all that there is to write and then does what the task says, so that a refusal has something to
-// undo.
-func (m member) each(ctx context.Context, tx pgx.Tx, e *event.Event) error {
+// apply writes all that there is to write.
+func (m member) apply(ctx context.Context, tx pgx.Tx, e *event.Event) error {
 	var task prove.Task
 	if err := json.Unmarshal(e.Value, &task); err != nil {
 		return event.Permanent(err)
 	}
 	key := string(e.Key)
-	if _, err := tx.Exec(ctx, effectSQL, e.ID, key, task.Seq, e.Attempt, string(m)); err != nil {
+	if err := pipeline.Exec(ctx, tx, effectSQL, e.ID, key, task.Seq, e.Attempt, string(m)); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, prove.FoldSQL, key, task.Value); err != nil {
+	if err := pipeline.Exec(ctx, tx, prove.FoldSQL, key, task.Value); err != nil {
 		return err
 	}
 	id := uuid.New()
-	echo := outbox.Record{EventID: id, Topic: prove.EchoTopic, Key: key, ContentType: "text/plain", Value: []byte("done"),
-		Headers: map[string]string{"event_id": id.String(), "causation_id": e.ID.String()}}
-	if err := outbox.AppendRecords(ctx, tx, echo); err != nil {
+	return outbox.AppendRecords(ctx, tx, outbox.Record{EventID: id, Topic: prove.EchoTopic, Key: key, ContentType: "text/plain", Value: []byte("done"),
+		Headers: map[string]string{"event_id": id.String(), "causation_id": e.ID.String()}})
+}
+
+// each writes first and then does what the task says, so that a refusal has something to undo.
+func (m member) each(ctx context.Context, tx pgx.Tx, e *event.Event) error {
+	var task prove.Task
+	if err := m.apply(ctx, tx, e); err != nil {
 		return err
+	}
+	if err := json.Unmarshal(e.Value, &task); err != nil {
+		return event.Permanent(err)
 	}
 	var mended, away bool
 	if err := tx.QueryRow(ctx, "SELECT mended, away FROM switches, pg_sleep($1)", float64(task.Slow)/1000).Scan(&mended, &away); err != nil {
