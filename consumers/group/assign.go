@@ -58,7 +58,7 @@ func (g *Group) decideOffsets(ctx context.Context, offsets map[string]map[int32]
 			}
 		}
 	}
-	stored, err := g.readStored(ctx, events)
+	stored, err := g.store.readStored(ctx, events)
 	if err != nil {
 		return nil, err
 	}
@@ -147,9 +147,8 @@ SELECT a.topic, a.partition, coalesce(o.next_offset, 0)
 FROM asked a
 LEFT JOIN consumer_offsets o ON (o.consumer, o.topic, o.partition) = ($1, a.topic, a.partition)`
 
-// readStored returns the stored offsets; a partition that has none gets 0. It waits for a batch that is
-// open on one of them, whoever's it is: the INSERT meets the row that the batch has updated.
-func (g *Group) readStored(ctx context.Context, partitions []partition) (map[partition]int64, error) {
+// It waits for a batch that is open on one of them: the INSERT meets the row that the batch has updated.
+func (t tables) readStored(ctx context.Context, partitions []partition) (map[partition]int64, error) {
 	stored := make(map[partition]int64, len(partitions))
 	if len(partitions) == 0 {
 		return stored, nil
@@ -158,7 +157,7 @@ func (g *Group) readStored(ctx context.Context, partitions []partition) (map[par
 	for i, p := range partitions {
 		topics[i], ids[i] = p.topic, p.id
 	}
-	rows, err := g.cfg.Pool.Query(ctx, storedSQL, g.cfg.Name, topics, ids)
+	rows, err := t.pool.Query(ctx, storedSQL, t.Consumer, topics, ids)
 	if err != nil {
 		return nil, fmt.Errorf("reading stored offsets: %w", err)
 	}
@@ -180,28 +179,40 @@ WHERE o.consumer = $1 AND o.next_offset < known.stored`
 // lookBack notes the partitions whose stored offset somebody has moved back, for the next poll: while nothing
 // arrives, no fence tells.
 func (g *Group) lookBack(ctx context.Context) error {
-	var topics []string
-	var ids []int32
-	var known []int64
+	known := map[partition]int64{}
 	g.mu.Lock()
 	for p, at := range g.owned {
-		topics, ids, known = append(topics, p.topic), append(ids, p.id), append(known, at.stored)
+		known[p] = at.stored
 	}
 	g.mu.Unlock()
-	rows, err := g.cfg.Pool.Query(ctx, movedBackSQL, g.cfg.Name, topics, ids, known)
+	back, err := g.store.movedBack(ctx, known)
 	if err != nil {
-		return fmt.Errorf("reading stored offsets: %w", err)
-	}
-	back := map[partition]int64{}
-	var p partition
-	var at int64
-	if _, err := pgx.ForEachRow(rows, []any{&p.topic, &p.id, &at}, func() error { back[p] = at; return nil }); err != nil {
-		return fmt.Errorf("reading stored offsets: %w", err)
+		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.back = back
 	return nil
+}
+
+func (t tables) movedBack(ctx context.Context, known map[partition]int64) (map[partition]int64, error) {
+	var topics []string
+	var ids []int32
+	var stored []int64
+	for p, at := range known {
+		topics, ids, stored = append(topics, p.topic), append(ids, p.id), append(stored, at)
+	}
+	rows, err := t.pool.Query(ctx, movedBackSQL, t.Consumer, topics, ids, stored)
+	if err != nil {
+		return nil, fmt.Errorf("reading stored offsets: %w", err)
+	}
+	back := map[partition]int64{}
+	var p partition
+	var at int64
+	if _, err := pgx.ForEachRow(rows, []any{&p.topic, &p.id, &at}, func() error { back[p] = at; return nil }); err != nil {
+		return nil, fmt.Errorf("reading stored offsets: %w", err)
+	}
+	return back, nil
 }
 
 // goBack reads on from where partitions were moved back to.

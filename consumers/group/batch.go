@@ -127,7 +127,7 @@ func (g *Group) applyBatch(ctx context.Context, b batch) (stored int64, err erro
 			return g.applyCarefully(ctx, b)
 		case errors.Is(err, errFenced):
 			g.metrics.fenced.Inc()
-			fresh, err := g.readStored(ctx, []partition{b.partition})
+			fresh, err := g.store.readStored(ctx, []partition{b.partition})
 			if err != nil {
 				return b.expected, err
 			}
@@ -192,22 +192,24 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	// A batch that has begun is finished: a drain waits for it, and the time is bounded.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
 	defer cancel()
-	tx, events, forgotten, duplicates, anyHeld, err := g.takeOn(ctx, b)
+	took, err := g.store.takeOn(ctx, b)
 	if err != nil {
 		return err
 	}
+	tx := took.tx
 	defer rollback(tx)
+	events, duplicates := took.first(b.events)
 	var held map[string]bool
-	if anyHeld {
+	if took.anyHeld {
 		keys := make([]string, len(events))
 		for i, e := range events {
 			keys[i] = g.ladder.KeyOf(e)
 		}
-		if held, err = g.ladder.Held(ctx, tx, b.topic, keys); err != nil {
+		if held, err = g.store.Held(ctx, tx, b.topic, keys); err != nil {
 			return err
 		}
 	}
-	result, err := g.handle(ctx, tx, events, forgotten, held, b.careful)
+	result, err := g.handle(ctx, tx, events, took.forgotten, held, b.careful)
 	if err != nil {
 		return err
 	}
@@ -215,10 +217,10 @@ func (g *Group) transact(ctx context.Context, b batch) error {
 	if err := g.admit(len(result.applied), append(result.heads[:len(result.heads):len(result.heads)], result.dead...)...); err != nil {
 		return err
 	}
-	if err := g.ladder.Bury(ctx, tx, result.dead); err != nil {
+	if err := g.store.Bury(ctx, tx, result.dead); err != nil {
 		return err
 	}
-	if err := g.ladder.Hold(ctx, tx, b.topic, result.heads, result.waiting); err != nil {
+	if err := g.store.Hold(ctx, tx, b.topic, result.heads, result.waiting); err != nil {
 		return err
 	}
 	if err := g.commitBatch(ctx, tx, b); err != nil {
@@ -233,14 +235,33 @@ func (g *Group) admit(applied int, failures ...retry.Failure) error {
 	return g.guard.admit(time.Now(), applied, func(f retry.Failure) string { return g.ladder.KeyOf(f.Event) }, failures...)
 }
 
-// takeOn begins the transaction, moves the fence, puts the events into the inbox and asks whether anything
-// is held, in one round trip. It returns the events that are not duplicates, in order, and which of them are
-// older than the inbox remembers.
-func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*event.Event, forgotten map[uuid.UUID]bool, duplicates int, anyHeld bool, err error) {
+// taken is a batch's transaction, once it has moved the fence.
+type taken struct {
+	tx        pgx.Tx
+	fresh     map[uuid.UUID]bool // were not in the inbox
+	forgotten map[uuid.UUID]bool // those of them that are older than the inbox remembers
+	anyHeld   bool               // a key of the topic's is held
+}
+
+// first returns the events that are not duplicates, in order.
+func (t taken) first(events []*event.Event) (fresh []*event.Event, duplicates int) {
+	for _, e := range events {
+		if !t.fresh[e.ID] {
+			duplicates++
+			continue
+		}
+		delete(t.fresh, e.ID) // the batch may hold it twice
+		fresh = append(fresh, e)
+	}
+	return fresh, duplicates
+}
+
+// takeOn takes one round trip.
+func (t tables) takeOn(ctx context.Context, b batch) (taken, error) {
 	var moved int64
-	isFresh, forgotten := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
-	tx, err = g.begin(ctx, func(queries *pgx.Batch) {
-		queries.Queue(fenceSQL, g.cfg.Name, b.topic, b.id, b.expected, b.next).Exec(func(tag pgconn.CommandTag) error {
+	took := taken{fresh: map[uuid.UUID]bool{}, forgotten: map[uuid.UUID]bool{}}
+	tx, err := t.open(ctx, func(queries *pgx.Batch) {
+		queries.Queue(fenceSQL, t.Consumer, b.topic, b.id, b.expected, b.next).Exec(func(tag pgconn.CommandTag) error {
 			moved = tag.RowsAffected()
 			return nil
 		})
@@ -249,33 +270,26 @@ func (g *Group) takeOn(ctx context.Context, b batch) (tx *pipeline.Tx, fresh []*
 			for i, e := range b.events {
 				entries[i] = inbox.Entry{ID: e.ID, Day: inbox.Day(e.ID, e.OccurredAt)}
 			}
-			inbox.Queue(queries, g.cfg.Name, entries, func(ids, old []uuid.UUID) {
+			inbox.Queue(queries, t.Consumer, entries, func(ids, old []uuid.UUID) {
 				for _, id := range ids {
-					isFresh[id] = true
+					took.fresh[id] = true
 				}
 				for _, id := range old {
-					isFresh[id], forgotten[id] = true, true
+					took.fresh[id], took.forgotten[id] = true, true
 				}
 			})
-			g.ladder.QueueAnyHeld(queries, b.topic, &anyHeld)
+			t.QueueAnyHeld(queries, b.topic, &took.anyHeld)
 		}
 	})
 	if err != nil {
-		return nil, nil, nil, 0, false, fmt.Errorf("taking a batch on: %w", err)
+		return taken{}, fmt.Errorf("taking a batch on: %w", err)
 	}
 	if moved == 0 {
 		rollback(tx)
-		return nil, nil, nil, 0, false, errFenced
+		return taken{}, errFenced
 	}
-	for _, e := range b.events {
-		if !isFresh[e.ID] {
-			duplicates++
-			continue
-		}
-		delete(isFresh, e.ID) // the batch may hold it twice
-		fresh = append(fresh, e)
-	}
-	return tx, fresh, forgotten, duplicates, anyHeld, nil
+	took.tx = tx
+	return took, nil
 }
 
 // commitBatch commits. When the reply is lost, the stored offset tells whether it happened.
@@ -290,7 +304,7 @@ func (g *Group) commitBatch(ctx context.Context, tx pgx.Tx, b batch) error {
 		}
 		return fmt.Errorf("committing a batch: %w", err)
 	}
-	stored, readErr := g.readStored(ctx, []partition{b.partition})
+	stored, readErr := g.store.readStored(ctx, []partition{b.partition})
 	if readErr != nil {
 		return fmt.Errorf("committing a batch: %w", errors.Join(err, readErr))
 	}
@@ -307,11 +321,11 @@ func rolledBack(err error) bool {
 	return errors.As(err, &refused) || errors.Is(err, pgx.ErrTxCommitRollback)
 }
 
-// begin begins a transaction that the server ends when this process falls silent. A machine that dies
+// open begins a transaction that the server ends when this process falls silent. A machine that dies
 // closes no connection: its transaction would keep the fence locked until TCP gives up, hours later.
-func (g *Group) begin(ctx context.Context, queue func(*pgx.Batch)) (*pipeline.Tx, error) {
-	return pipeline.Begin(ctx, g.cfg.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
-		batch.Queue(fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (g.cfg.BatchTime + graceTime).Milliseconds()))
+func (t tables) open(ctx context.Context, queue func(*pgx.Batch)) (*pipeline.Tx, error) {
+	return pipeline.Begin(ctx, t.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
+		batch.Queue(fmt.Sprintf("SET LOCAL idle_in_transaction_session_timeout = %d", (t.batchTime + graceTime).Milliseconds()))
 		queue(batch)
 	})
 }

@@ -54,8 +54,6 @@ func (c *Config) withDefaults() (Config, error) {
 		return filled, errors.New("a consumer group needs a name")
 	case len(c.Brokers) == 0 || len(c.Topics) == 0:
 		return filled, fmt.Errorf("the consumer group %s needs brokers and topics", c.Name)
-	case c.Pool == nil:
-		return filled, fmt.Errorf("the consumer group %s needs a pool", c.Name)
 	case len(c.Handler.Types()) == 0:
 		return filled, fmt.Errorf("the consumer group %s needs a handler", c.Name)
 	}

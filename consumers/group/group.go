@@ -12,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"converge/consumers/inbox"
 	"converge/consumers/retry"
 )
 
@@ -29,6 +28,7 @@ var ErrTopicReplaced = errors.New("the topic was deleted or made anew")
 type Group struct {
 	cfg     Config
 	ladder  retry.Ladder
+	store   store
 	guard   *guard
 	metrics *metrics
 	wakes   map[string]bool // the retry topics
@@ -63,11 +63,20 @@ type position struct {
 
 // New returns a group that Run will run, or why the configuration does not do. It connects to nothing.
 func New(cfg Config) (*Group, error) {
+	if cfg.Pool == nil {
+		return nil, fmt.Errorf("the consumer group %s needs a pool", cfg.Name)
+	}
+	return newGroup(cfg, newTables)
+}
+
+// newGroup returns a group whose database is the store that open returns.
+func newGroup(cfg Config, open func(Config, retry.Ladder) store) (*Group, error) {
 	filled, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{cfg: filled, ladder: retry.Ladder{Consumer: filled.Name, Policy: filled.Retry}, guard: newGuard(filled.Guard),
+	ladder := retry.Ladder{Consumer: filled.Name, Policy: filled.Retry}
+	g := &Group{cfg: filled, ladder: ladder, store: open(filled, ladder), guard: newGuard(filled.Guard),
 		wakes: map[string]bool{}, owned: map[partition]position{}, paused: map[partition]time.Time{}, hints: map[partition]int64{}}
 	for _, topic := range filled.Topics {
 		for _, name := range retry.WakeTopics(topic, filled.Name, filled.Retry) {
@@ -393,16 +402,12 @@ func (g *Group) keepHouse(ctx context.Context) {
 	}
 }
 
-func (g *Group) days() inbox.Days {
-	return inbox.Days{Pool: g.cfg.Pool, Retention: g.cfg.InboxRetention}
-}
-
 func (g *Group) makeDays(ctx context.Context) {
-	g.chore(ctx, "making partitions for the inbox", func() error { return g.days().Make(ctx, time.Now()) })
+	g.chore(ctx, "making partitions for the inbox", func() error { return g.store.makeDays(ctx, time.Now()) })
 }
 
 func (g *Group) forgetDays(ctx context.Context) {
-	dropped, err := g.days().Prune(ctx, time.Now())
+	dropped, err := g.store.forgetDays(ctx, time.Now())
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:

@@ -150,14 +150,27 @@ WHERE consumer = $1 AND state IN ('dead', 'redriving')`
 
 // sample reads the gauges from the tables, which alone know.
 func (g *Group) sample(ctx context.Context) error {
-	var waiting, keys, letters int64
-	var oldest float64
-	if err := g.cfg.Pool.QueryRow(ctx, sampleSQL, g.cfg.Name).Scan(&waiting, &keys, &letters, &oldest); err != nil {
-		return fmt.Errorf("counting held events and dead letters: %w", err)
+	now, err := g.store.sample(ctx)
+	if err != nil {
+		return err
 	}
-	g.metrics.waiting.Set(float64(waiting))
-	g.metrics.heldKeys.Set(float64(keys))
-	g.metrics.deadNow.Set(float64(letters))
-	g.metrics.deadOldest.Set(max(0, oldest))
+	g.metrics.waiting.Set(float64(now.waiting))
+	g.metrics.heldKeys.Set(float64(now.keys))
+	g.metrics.deadNow.Set(float64(now.letters))
+	g.metrics.deadOldest.Set(max(0, now.oldest))
 	return nil
+}
+
+// gauges is what the tables hold at a moment.
+type gauges struct {
+	waiting, keys, letters int64
+	oldest                 float64 // of the letters, in seconds
+}
+
+func (t tables) sample(ctx context.Context) (gauges, error) {
+	var now gauges
+	if err := t.pool.QueryRow(ctx, sampleSQL, t.Consumer).Scan(&now.waiting, &now.keys, &now.letters, &now.oldest); err != nil {
+		return gauges{}, fmt.Errorf("counting held events and dead letters: %w", err)
+	}
+	return now, nil
 }

@@ -9,8 +9,8 @@ import (
 
 // plants are faults for the runtime, each behind a switch, so that one build holds them all.
 var plants = []mutants.Fault{
-	{"consumers/group/batch.go", "if !isFresh[e.ID] {",
-		`if !isFresh[e.ID] && !planted("the inbox is not asked") {`},
+	{"consumers/group/batch.go", "if !t.fresh[e.ID] {",
+		`if !t.fresh[e.ID] && !planted("the inbox is not asked") {`},
 	{"consumers/group/batch.go", "queries.Queue(fenceSQL, ",
 		`fence := fenceSQL
 	if planted("the fence lets everyone pass") {

@@ -98,7 +98,7 @@ func (g *Group) drainChunk(ctx context.Context, wake retry.Wake, after *int64) (
 	if err != nil || state != drained {
 		return state == full, err
 	}
-	released, err := g.ladder.Release(ctx, g.cfg.Pool, wake)
+	released, err := g.store.release(ctx, wake)
 	return !released, err
 }
 
@@ -112,16 +112,16 @@ const (
 
 func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, careful bool) (drainState, error) {
 	began := time.Now()
-	tx, err := g.begin(ctx, func(*pgx.Batch) {})
+	tx, err := g.store.begin(ctx)
 	if err != nil {
 		return over, fmt.Errorf("beginning a retry: %w", err)
 	}
 	defer rollback(tx)
-	turn, ok, err := g.ladder.Claim(ctx, tx, wake)
+	turn, ok, err := g.store.Claim(ctx, tx, wake)
 	if err != nil || !ok {
 		return over, err
 	}
-	waiting, err := g.ladder.Waiting(ctx, tx, wake, *after, chunk)
+	waiting, err := g.store.Waiting(ctx, tx, wake, *after, chunk)
 	if err != nil {
 		return over, err
 	}
@@ -140,10 +140,10 @@ func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, ca
 	if err := g.admit(len(result.Done), blamed...); err != nil {
 		return over, err
 	}
-	if err := g.ladder.Bury(ctx, tx, result.Dead); err != nil {
+	if err := g.store.Bury(ctx, tx, result.Dead); err != nil {
 		return over, err
 	}
-	if err := g.ladder.Settle(ctx, tx, turn, result); err != nil {
+	if err := g.store.Settle(ctx, tx, turn, result); err != nil {
 		return over, err
 	}
 	// A lost reply needs no care here: the call is served again, and finds what is left.
@@ -267,11 +267,9 @@ func (g *Group) untilDue() time.Duration {
 
 // sweep repeats the wake-ups that are late.
 func (g *Group) sweep(ctx context.Context) error {
-	return pgx.BeginFunc(ctx, g.cfg.Pool, func(tx pgx.Tx) error {
-		repeated, err := g.ladder.Sweep(ctx, tx)
-		if err == nil && repeated > 0 {
-			g.cfg.Logger.Debug("repeated late wake-ups", "group", g.cfg.Name, "count", repeated)
-		}
-		return err
-	})
+	repeated, err := g.store.sweep(ctx)
+	if err == nil && repeated > 0 {
+		g.cfg.Logger.Debug("repeated late wake-ups", "group", g.cfg.Name, "count", repeated)
+	}
+	return err
 }

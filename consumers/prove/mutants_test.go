@@ -10,19 +10,17 @@ import (
 
 // faults are those that consumers have had, each behind its switch, in one build.
 var faults = []mutants.Fault{
-	{File: "consumers/group/batch.go", Old: "tx, events, forgotten, duplicates, anyHeld, err := g.takeOn(ctx, b)\n\tif err != nil {\n\t\treturn err\n\t}",
-		New: `tx, events, forgotten, duplicates, anyHeld, err := g.takeOn(ctx, b)
-	if err != nil {
-		return err
+	{File: "consumers/group/batch.go", Old: "tx := took.tx\n",
+		New: `if planted("marks before it handles") {
+		if err := took.tx.Commit(ctx); err != nil {
+			return err
+		}
+		if took.tx, err = g.store.begin(ctx); err != nil {
+			return err
+		}
 	}
-	if planted("marks before it handles") {
-		if err := tx.Commit(ctx); err != nil {
-			return err
-		}
-		if tx, err = g.begin(ctx, func(*pgx.Batch) {}); err != nil {
-			return err
-		}
-	}`},
+	tx := took.tx
+`},
 	{File: "consumers/group/batch.go", Old: "queries.Queue(fenceSQL, ",
 		New: `fence := fenceSQL
 		if planted("the fence lets everyone pass") {
@@ -35,13 +33,13 @@ var faults = []mutants.Fault{
 			e.ID = uuid.NewSHA1(uuid.NameSpaceOID, e.Key)
 		}
 `},
-	{File: "consumers/group/batch.go", Old: "if !isFresh[e.ID] {",
+	{File: "consumers/group/batch.go", Old: "if !t.fresh[e.ID] {",
 		New: `if planted("dedupes in memory") {
 			if seen(e.ID) {
 				duplicates++
 				continue
 			}
-		} else if !isFresh[e.ID] {`},
+		} else if !t.fresh[e.ID] {`},
 	{File: "consumers/group/batch.go", Old: "// admit asks the guard",
 		New: `var seenIDs sync.Map
 
