@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"converge/internal/process"
+	"converge/internal/sandbox"
 )
 
 // transfer requests a transfer in USD and returns its id.
@@ -57,10 +58,9 @@ func (r *running) balance(account string) float64 {
 	return n
 }
 
-// booksBalance holds the Ledger's tables against each other and against those of Transfers.
-func (r *running) booksBalance() {
+// database returns the address of the PostgreSQL that up runs.
+func (r *running) database() (url string) {
 	r.t.Helper()
-	var url string
 	eventually(r.t, 30*time.Second, func() error { // ready may be seen before it is said
 		url = regexp.MustCompile(`postgres://\S+`).FindString(r.output.String())
 		if url == "" {
@@ -68,7 +68,13 @@ func (r *running) booksBalance() {
 		}
 		return nil
 	})
-	conn, err := pgx.Connect(r.t.Context(), url)
+	return url
+}
+
+// booksBalance holds the Ledger's tables against each other and against those of Transfers.
+func (r *running) booksBalance() {
+	r.t.Helper()
+	conn, err := pgx.Connect(r.t.Context(), r.database())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -149,5 +155,49 @@ func TestEndToEndTransfersArePaidOrGivenBackAcrossKillNine(t *testing.T) {
 	again.booksBalance()
 	if code := again.interrupt(); code != process.ExitOK {
 		t.Errorf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
+	}
+}
+
+// A directory of a version that had fewer services: their outboxes are published too.
+func TestEndToEndServicesThatCameLaterArePublished(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	args, http1 := upArgs(t, dir), freeAddr(t)
+	if code := start(t, http1, args...).ready().interrupt(); code != process.ExitOK {
+		t.Fatalf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
+	}
+	postgres, err := sandbox.StartPostgres(t.Context(), sandbox.PostgresConfig{Dir: filepath.Join(dir, "postgres")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const columns = "SELECT DISTINCT attnames::text FROM pg_publication_tables WHERE pubname = 'converge'"
+	var before, after string
+	if err := conn.QueryRow(t.Context(), columns).Scan(&before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), "ALTER PUBLICATION converge DROP TABLE transfers.outbox, ledger.outbox"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(conn.Close(t.Context()), postgres.Stop(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+
+	up := start(t, http1, args...).ready()
+	if got := up.transferred(up.transfer("one", "nobody", "closed", 1)); got != "FAILED account_not_found" {
+		t.Errorf("the transfer ended %s", got)
+	}
+	if conn, err = pgx.Connect(t.Context(), up.database()); err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), columns)
+	if err == nil {
+		after, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[string])
+	}
+	if err != nil || after != before {
+		t.Errorf("of the outboxes %s are published, %s before: %v", after, before, err)
 	}
 }

@@ -138,6 +138,9 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 	if err := database.Migrate(migrating, e.Database, modules(services())...); err != nil {
 		return fmt.Errorf("%w (database %s)", err, database.Redact(e.Database))
 	}
+	if err := widenPublication(migrating, e.Database); err != nil {
+		return err
+	}
 	if e.postgres != nil {
 		n.group.Add("postgres", func(ctx context.Context) error { return e.keepPostgres(ctx, n.log) })
 	}
