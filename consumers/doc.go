@@ -20,6 +20,7 @@
 //
 //   - [converge/consumers/inventory] reserves stock for orders, and releases what compensations undo.
 //   - [converge/consumers/shipping] arranges what is paid, and cancels what is compensated.
+//   - [converge/consumers/ledger] debits, credits and refunds what transfers ask for, in double entry.
 //   - [converge/consumers/billing] and [converge/consumers/analytics] follow the profiles of users.
 //   - [converge/consumers/orderviews] builds the read model of orders.
 //   - [converge/consumers/readmodel] is what read models share: how far behind they are.

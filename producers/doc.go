@@ -11,9 +11,10 @@
 //
 //   - [converge/producers/orders] takes orders, and follows each through its saga.
 //   - [converge/producers/payments] charges, when a client posts a payment and when stock is reserved.
+//   - [converge/producers/transfers] takes transfers of money, follows each through its saga, and opens accounts.
 //   - [converge/producers/identity] owns user profiles; Billing and Analytics follow them.
 //
-// And what orders, payments and inventory agree on beforehand:
+// And what orders, payments, inventory and transfers agree on beforehand:
 //
 //   - [converge/producers/catalog] has the products with their prices, the ways to pay, where parcels go.
 //
