@@ -123,22 +123,22 @@ func (l *ledger) draw(k int) (Fact, *kgo.Record) {
 	}
 	odds := 1000
 	if k < hotKeys {
-		odds = 5000 // what waits for a hot key is tried one after the other
+		odds = 10_000 // what waits for a hot key is tried one after the other
 	}
 	switch n := l.rng.IntN(odds); {
-	case n < 40:
+	case n < 30:
 		fact.How, fact.Fails = []How{Plainly, Panics, InSQL, AtCommit}[l.rng.IntN(4)], 1+l.rng.IntN(4)
-	case n < 45:
+	case n < 33:
 		fact.How, fact.Fails = []How{Plainly, Panics, InSQL, AtCommit}[l.rng.IntN(4)], Forever
-	case n < 50:
+	case n < 36:
 		fact.How, fact.Fails = ForGood, Forever
-	case n < 53:
+	case n < 38:
 		fact.How = Unreadable
-	case n < 55:
+	case n < 40:
 		fact.How = Untyped
-	case n < 75:
+	case n < 60:
 		fact.Slow = 1 + l.rng.IntN(60)
-	case n < 85:
+	case n < 70:
 		fact.Note = strings.Repeat("x", l.rng.IntN(50_000))
 	}
 	return fact, record(&fact, kind)

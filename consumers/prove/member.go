@@ -13,7 +13,7 @@ const (
 	EchoTopic   = "echoes"
 	EachType    = "Counted"
 	BatchType   = "Summed"
-	SessionTime = 2 * time.Second
+	SessionTime = 1500 * time.Millisecond
 	// MemberVariable holds a member's configuration, as JSON.
 	MemberVariable = "CONVERGE_TEST_MEMBER"
 )

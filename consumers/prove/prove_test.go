@@ -29,7 +29,7 @@ func newSeed() uint64 {
 
 func TestEventsAreAppliedOnceAndInOrder(t *testing.T) {
 	t.Parallel()
-	r := prove(t, buildMember(t), "", plan{Blows: *number, Seed: newSeed(), Rate: 300, Members: 3, Hold: 1500 * time.Millisecond})
+	r := prove(t, buildMember(t), "", plan{Blows: *number, Seed: newSeed(), Rate: 200, Members: 3, Hold: 1500 * time.Millisecond})
 	t.Logf("\n%s", r.table())
 	line, err := json.Marshal(r)
 	if err != nil {

@@ -210,7 +210,7 @@ var blows = []blow{
 		if err := zombie.Signal(syscall.SIGSTOP); err != nil {
 			return err
 		}
-		r.pause(SessionTime + r.upTo(3000))
+		r.pause(SessionTime + r.upTo(1500))
 		return zombie.Signal(syscall.SIGCONT)
 	}},
 	{"drained (SIGTERM)", func(r *run) error {
@@ -222,7 +222,7 @@ var blows = []blow{
 	{"rebalance storm", func(r *run) error {
 		for range 3 {
 			extra := r.start()
-			r.pause(r.upTo(700))
+			r.pause(r.upTo(500))
 			if r.rng.IntN(2) == 0 {
 				extra.kill()
 			} else if err := extra.drain(); err != nil {

@@ -64,7 +64,7 @@ func newWorld(t testing.TB, binary, plant string) *world {
 		{Name: "retry", FS: retry.Migrations}, {Name: "tally", FS: tables}}}
 	w := &world{t: t, binary: binary, plant: plant, logs: t.TempDir(), server: proof.StartServer(t, nil, module),
 		cluster: proof.StartCluster(t, kfake.GroupMinSessionTimeout(100*time.Millisecond), kfake.SeedTopics(partitions, Topic),
-			kfake.SeedTopics(2, append(retry.Topics(Topic, Service, Policy()), EchoTopic)...))}
+			kfake.SeedTopics(partitions, append(retry.Topics(Topic, Service, Policy()), EchoTopic)...))}
 	w.kafka = w.cluster.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
 	w.admin = kadm.NewClient(w.kafka)
 	var err error
@@ -226,36 +226,54 @@ func (w *world) sample(ctx context.Context) ([]Sample, error) {
 
 const heldSQL = "SELECT (SELECT count(*) FROM held_keys) + (SELECT count(*) FROM held_events)"
 
-// settled waits until the group has taken on all that the topic holds and nothing waits for another try.
+// settled waits until the group has taken on all that the topic holds and nothing waits for another try. It is
+// patient for as long as things move.
 func (w *world) settled(ctx context.Context) error {
-	return await("the members catch up", func() error {
-		ends, err := w.admin.ListEndOffsets(ctx, Topic)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	last, since := "", time.Now()
+	for {
+		left, err := w.unsettled(ctx)
 		if err != nil {
-			return err
+			left = err.Error()
 		}
-		samples, err := w.sample(ctx)
-		if err != nil {
-			return err
+		switch {
+		case left == "":
+			return nil
+		case left != last:
+			last, since = left, time.Now()
+		case time.Since(since) > proof.Patience:
+			return fmt.Errorf("the members do not catch up: nothing has moved for %v: %s", proof.Patience, left)
 		}
-		stored := map[int32]int64{}
-		for _, s := range samples {
-			stored[s.Partition] = s.Database
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		behind := ""
-		ends.Each(func(o kadm.ListedOffset) {
-			if stored[o.Partition] != o.Offset {
-				behind = fmt.Sprintf("partition %d is at %d of %d", o.Partition, stored[o.Partition], o.Offset)
-			}
-		})
-		if behind != "" {
-			return errors.New(behind)
-		}
-		var held int
-		if err := w.pool.QueryRow(ctx, heldSQL).Scan(&held); err != nil || held == 0 {
-			return err
-		}
-		return fmt.Errorf("%d keys and events are held", held)
-	})
+	}
+}
+
+// unsettled says what is left to do; "" is nothing.
+func (w *world) unsettled(ctx context.Context) (string, error) {
+	ends, err := w.admin.ListEndOffsets(ctx, Topic)
+	if err != nil {
+		return "", err
+	}
+	samples, err := w.sample(ctx)
+	if err != nil {
+		return "", err
+	}
+	stored := map[int32]int64{}
+	for _, s := range samples {
+		stored[s.Partition] = s.Database
+	}
+	var behind int64
+	ends.Each(func(o kadm.ListedOffset) { behind += o.Offset - stored[o.Partition] })
+	var held int
+	if err := w.pool.QueryRow(ctx, heldSQL).Scan(&held); err != nil || behind == 0 && held == 0 {
+		return "", err
+	}
+	return fmt.Sprintf("%d records are not taken on, %d keys and events are held", behind, held), nil
 }
 
 // collect reads what the run left behind.
