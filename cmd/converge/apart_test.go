@@ -123,14 +123,21 @@ func startRegistry(t *testing.T) string {
 	return r.URL()
 }
 
-// flow places one order after another, until it is stopped. An order that is refused for now, or whose
-// answer is lost, is sent again under the same key, as a client should.
+// flow places one order and one transfer after another, until it is stopped. One that is refused for now, or
+// whose answer is lost, is sent again under the same key, as a client should.
 type flow struct {
-	accepted atomic.Int64
-	stop     func() (ids map[string]string) // by key; the method of payment is the key's first word
+	accepted  atomic.Int64
+	transfers int                            // accepted; to be read after stop
+	stop      func() (ids map[string]string) // of orders, by key; the method of payment is the key's first word
 }
 
 func (a *apart) flow(t *testing.T) *flow {
+	for _, id := range accounts {
+		open := fmt.Sprintf(`{"id":%q,"opening_balance":100}`, id)
+		if err := wants(http.StatusCreated, a.processes["transfers"].do("POST", "/accounts", open, map[string]string{"Idempotency-Key": id})); err != nil {
+			t.Fatalf("POST /accounts: %v", err)
+		}
+	}
 	f := &flow{}
 	ctx, cancel := context.WithCancel(t.Context())
 	ids := map[string]string{}
@@ -138,9 +145,12 @@ func (a *apart) flow(t *testing.T) *flow {
 	running.Go(func() {
 		tick := time.NewTicker(40 * time.Millisecond)
 		defer tick.Stop()
-		orders := a.processes["orders"] // its address stays
+		orders, transfers := a.processes["orders"], a.processes["transfers"] // their addresses stay
 		for n := 0; ctx.Err() == nil; {
 			<-tick.C
+			if transfers.transferNumber(f.transfers) {
+				f.transfers++
+			}
 			method := "card-ok"
 			if n%4 == 3 {
 				method = "card-declined"
@@ -159,6 +169,13 @@ func (a *apart) flow(t *testing.T) *flow {
 				n++
 			}
 		}
+		for range 1500 { // one whose answer was lost is there already
+			if transfers.transferNumber(f.transfers) {
+				f.transfers++
+				return
+			}
+			<-tick.C
+		}
 	})
 	f.stop = func() map[string]string {
 		cancel()
@@ -167,6 +184,26 @@ func (a *apart) flow(t *testing.T) *flow {
 	}
 	t.Cleanup(func() { f.stop() })
 	return f
+}
+
+// accounts are those that money flows between.
+var accounts = []string{"alice", "bob", "carol"}
+
+// transferNumber requests transfer n, for the first time or again, and reports whether it is accepted. Some are to
+// nobody, to an account that is closed, or of more than there is.
+func (r *running) transferNumber(n int) bool {
+	to, amount := accounts[(n+1)%len(accounts)], n%7+1
+	switch n % 10 {
+	case 3:
+		to = "closed"
+	case 6:
+		to = "nobody"
+	case 9:
+		amount = 1000
+	}
+	body := fmt.Sprintf(`{"from_account":%q,"to_account":%q,"amount":%d}`, accounts[n%len(accounts)], to, amount)
+	answer := r.do("POST", "/transfers", body, map[string]string{"Idempotency-Key": fmt.Sprint("transfer ", n)})
+	return answer.err == nil && answer.status == http.StatusAccepted
 }
 
 // more waits until n more orders were accepted.
@@ -216,8 +253,8 @@ func TestEndToEndApartEveryProcessMayBeKilledAndNothingIsLostOrDoubled(t *testin
 		a.processes[name].ready()
 	}
 	a.processes["orders"].ends(last, "COMPLETED")
-	a.settled(len(ids) + 3)
-	t.Logf("%d orders flowed while %d processes were killed", len(ids), len(a.processes))
+	a.settled(len(ids)+3, f.transfers)
+	t.Logf("%d orders and %d transfers flowed while %d processes were killed", len(ids), f.transfers, len(a.processes))
 }
 
 // startOnce starts the process unless it runs.
@@ -288,9 +325,9 @@ func TestEndToEndApartAnOutageOfKafkaOrPostgreSQLPausesAndBurnsNothing(t *testin
 	f.more(t, 10)
 
 	ids := f.stop()
-	a.settled(len(ids))
+	a.settled(len(ids), f.transfers)
 	a.endedByTheirCards(ids)
-	t.Logf("%d orders flowed through both outages", len(ids))
+	t.Logf("%d orders and %d transfers flowed through both outages", len(ids), f.transfers)
 }
 
 // unready waits until the process, which must stay up, says that it is not ready, for a reason that names

@@ -64,18 +64,61 @@ FROM orders.orders o
 FULL JOIN orderviews.order_views v ON v.id = o.id::text
 WHERE (o.state, o.total_amount) IS DISTINCT FROM (v.state, v.total_amount)`},
 
-	{"no effect happened twice: what an order needs once was said once", `
+	{"no effect happened twice: what an order or a transfer needs once was said once", `
 SELECT format('%s of %s: %s times', event_type, aggregate_id, count(*))
 FROM (SELECT * FROM orders.outbox
       UNION ALL SELECT * FROM inventory.outbox
       UNION ALL SELECT * FROM payments.outbox
-      UNION ALL SELECT * FROM shipping.outbox) AS said
+      UNION ALL SELECT * FROM shipping.outbox
+      UNION ALL SELECT * FROM transfers.outbox
+      UNION ALL SELECT * FROM ledger.outbox) AS said
 WHERE event_type IN ('OrderPlaced', 'StockReserved', 'PaymentAuthorized', 'ShipmentArranged')
+   OR event_type LIKE 'Transfer%'
 GROUP BY event_type, aggregate_id
 HAVING count(*) > 1`},
 
 	{"no try was burned: nothing was held, sent round the retry topics, or given up", tries()},
+
+	{"every transfer has ended", `
+SELECT format('transfer %s is %s', id, state)
+FROM transfers.transfers
+WHERE state NOT IN ('COMPLETED', 'FAILED')`},
+
+	{"a completed transfer was debited and credited, a failed one given back or never taken, and the Ledger knows no other", `
+SELECT format('transfer %s is %s, its entries are %s', coalesce(t.id::text, e.reference), t.state, e.kinds)
+FROM transfers.transfers t
+FULL JOIN (SELECT reference, string_agg(kind, ', ' ORDER BY kind) AS kinds
+           FROM ledger.entries
+           WHERE kind <> 'opening'
+           GROUP BY reference) AS e ON e.reference = t.id::text
+WHERE t.id IS NULL
+   OR CASE t.state
+      WHEN 'COMPLETED' THEN e.kinds IS DISTINCT FROM 'credit, debit'
+      WHEN 'FAILED' THEN coalesce(e.kinds, 'debit, refund') <> 'debit, refund'
+      ELSE false
+      END`},
+
+	{"the books balance: what accounts hold is what was posted to them, and of each currency it is nothing in all", `
+SELECT format('%s has %s, its postings say %s', id, balance, coalesce(sum(amount), 0))
+FROM ledger.accounts
+LEFT JOIN ledger.postings ON account_id = id
+GROUP BY id
+HAVING balance <> coalesce(sum(amount), 0)
+UNION ALL
+SELECT format('all %s is %s', currency, sum(balance))
+FROM ledger.accounts
+GROUP BY currency
+HAVING sum(balance) <> 0`},
+
+	{"the balances that are shown are the Ledger's", `
+SELECT format('%s has %s at %s, by the Ledger %s at %s', id, a.balance, a.version, b.balance, b.version)
+FROM transfers.accounts a
+FULL JOIN (SELECT * FROM ledger.accounts WHERE id NOT LIKE '(%') AS b USING (id)
+WHERE (a.balance, a.version) IS DISTINCT FROM (b.balance, b.version)`},
 }
+
+// transfersBegin is where the claims about transfers begin; the first is that they have ended.
+const transfersBegin = 8
 
 // tries is a statement that finds what any service held, called again or gave up.
 func tries() string {
@@ -141,9 +184,9 @@ func missed(ctx context.Context, db querier, service string) error {
 		fmt.Sprintf(inboxSQL, service, strings.Join(outboxes, " UNION ALL ")), types)
 }
 
-// settled waits until every order has ended and every event has arrived, and fails the test for what then
+// settled waits until every order and every transfer has ended and every event has arrived, and fails the test for what then
 // contradicts a claim.
-func (a *apart) settled(orders int) {
+func (a *apart) settled(orders, transfers int) {
 	a.t.Helper()
 	ctx := a.t.Context()
 	conn, err := pgx.Connect(ctx, a.postgres.URL())
@@ -151,7 +194,9 @@ func (a *apart) settled(orders int) {
 		a.t.Fatal(err)
 	}
 	defer conn.Close(ctx)
-	eventually(a.t, 120*time.Second, func() error { return contradiction(ctx, conn, claims[0].claim, claims[0].sql) })
+	for _, ended := range []int{0, transfersBegin} {
+		eventually(a.t, 120*time.Second, func() error { return contradiction(ctx, conn, claims[ended].claim, claims[ended].sql) })
+	}
 	for _, name := range schemas.Readers() {
 		eventually(a.t, 60*time.Second, func() error { return missed(ctx, conn, name) })
 	}
@@ -160,9 +205,11 @@ func (a *apart) settled(orders int) {
 			a.t.Error(err)
 		}
 	}
-	var kept int
-	if err := conn.QueryRow(ctx, "SELECT count(*) FROM orders.orders").Scan(&kept); err != nil || kept != orders {
-		a.t.Errorf("there are %d orders (%v), want the %d that were accepted", kept, err, orders)
+	for table, accepted := range map[string]int{"orders.orders": orders, "transfers.transfers": transfers} {
+		var kept int
+		if err := conn.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&kept); err != nil || kept != accepted {
+			a.t.Errorf("%s has %d rows (%v), want the %d that were accepted", table, kept, err, accepted)
+		}
 	}
 	a.topicsAreEmpty()
 }
@@ -249,6 +296,8 @@ func TestPlantedFaultsContradictTheClaimsAboutTheEnd(t *testing.T) {
 		order = `INSERT INTO orders.orders (id, customer_id, items, total_amount, currency, payment_method, ship_country, history,
 		                correlation_id, created_at, updated_at, due_at, state, outcome)
 		         VALUES ('0197a1b2-0000-7000-8000-000000000001', 'c', '[{"sku":"BOOK-1","quantity":2}]', 10, 'USD', 'card-ok', 'DE', '[]', '', now(), now(), `
+		transfer = `INSERT INTO transfers.transfers (id, from_account, to_account, amount, currency, history, correlation_id, created_at, updated_at, due_at, state)
+		            VALUES ('0197a1b2-0000-7000-8000-000000000001', 'a', 'b', 1, 'USD', '[]', '', now(), now(), `
 		emit = `INSERT INTO orders.outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type, payload)
 		        SELECT gen_random_uuid(), 'orders', 'order', 'o', 1, 'OrderPlaced', 'application/json', '{}' FROM generate_series(1, %d)`
 	)
@@ -276,6 +325,14 @@ func TestPlantedFaultsContradictTheClaimsAboutTheEnd(t *testing.T) {
 			[]int{7}, false},
 		"a wake-up": {"INSERT INTO billing.outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type) VALUES (gen_random_uuid(), 'identity.billing.retry.1s', '', '', 1, '', '')",
 			[]int{7}, false},
+		"a transfer that is open":          {transfer + "now(), 'PENDING')", []int{8}, false},
+		"a completed transfer that is all": {transfer + "NULL, 'COMPLETED')", []int{9}, false},
+		"an entry of no transfer": {"INSERT INTO ledger.accounts (id, currency) VALUES ('b', 'USD'); INSERT INTO ledger.entries VALUES ('t', 'debit', 'closed', 'b', 1)",
+			[]int{9, 10, 11}, false},
+		"money from nowhere":         {"UPDATE ledger.accounts SET balance = 5 WHERE id = 'closed'", []int{10, 11}, false},
+		"a balance that nobody told": {"UPDATE transfers.accounts SET balance = 5 WHERE id = 'closed'", []int{11}, false},
+		"a transfer debited twice": {`INSERT INTO ledger.outbox (event_id, topic, aggregate_type, aggregate_id, aggregate_version, event_type, content_type)
+			SELECT gen_random_uuid(), 'ledger', 'booking', 't', 1, 'TransferDebited', '' FROM generate_series(1, 2)`, []int{6}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tx, err := conn.Begin(ctx)
