@@ -1,9 +1,10 @@
-// Package sagas measures sagas of several kinds under one set of names: how many are open, how they move,
-// how they end and how long that takes.
+// Package sagas is what services that follow sagas share: one set of metrics for every kind, the clock that
+// deadlines are kept by, and the patience for a saga that an event is about and that cannot be seen yet. It
+// decides nothing: that is for the rules of each.
 //
-// The guarantee: every series is there from the start, at 0. Counters count what is decided inside
-// transactions, so a batch that is rolled back and done again counts again: rates, not ledgers. The gauges
-// are as old as the latest [Metrics.Open].
+// The guarantee: every series is there from the start, at 0; what is due is looked for until the context ends.
+// Counters count what is decided inside transactions, so a batch that is rolled back and done again counts
+// again: rates, not ledgers. The gauges are as old as the latest [Metrics.Count].
 package sagas
 
 import (

@@ -122,7 +122,7 @@ func TestAnOrderThatIsNotVisibleYetIsWaitedFor(t *testing.T) {
 	reserved.RecordedAt = time.Now()
 	applied := make(chan error, 1)
 	go func() { applied <- w.apply(t.Context(), reserved) }()
-	looked := time.NewTicker(visiblePause)
+	looked := time.NewTicker(10 * time.Millisecond)
 	defer looked.Stop()
 	for waits := false; !waits; {
 		select {
@@ -212,7 +212,7 @@ func TestAnOrderIsStuckUntilTheLastAcknowledgement(t *testing.T) {
 	if v := w.mustFind(t, id); v.state != Stuck || v.version != 3 || v.outcome != WasCancelled {
 		t.Fatalf("%+v", v)
 	}
-	if err := w.orders.count(t.Context()); err != nil {
+	if err := w.orders.metrics.Count(t.Context(), w.pools["orders"], openSQL); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.metric(t, "converge_saga_instances", "STUCK"); n != 1 {
@@ -231,7 +231,7 @@ func TestAnOrderIsStuckUntilTheLastAcknowledgement(t *testing.T) {
 	if v := w.mustFind(t, id); v.state != Failed || v.outcome != WasCancelled {
 		t.Errorf("%+v", v)
 	}
-	if err := w.orders.count(t.Context()); err != nil {
+	if err := w.orders.metrics.Count(t.Context(), w.pools["orders"], openSQL); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.metric(t, "converge_saga_instances", "STUCK"); n != 0 {

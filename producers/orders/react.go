@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"converge/consumers/event"
+	"converge/internal/sagas"
 	"converge/producers/outbox"
 	"converge/schemas"
 )
@@ -39,7 +40,7 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		}
 		ids = append(ids, id)
 	}
-	found, err := s.awaitAll(ctx, tx, events, ids)
+	found, err := sagas.Await(ctx, events, ids, func() (map[uuid.UUID]*order, error) { return lockAll(ctx, tx, events[0].Partition, ids) })
 	if err != nil {
 		return err
 	}
@@ -56,36 +57,6 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		return err
 	}
 	return s.outbox.Append(ctx, tx, said...)
-}
-
-const (
-	// visibleWithin bounds how long after an event was recorded its order may be committed and not yet seen.
-	visibleWithin = time.Second
-	visiblePause  = 10 * time.Millisecond
-)
-
-// awaitAll locks the orders of the events. What is not there is waited for while its event is young: the
-// relay reads a transaction from the log when its commit is on disk, and its own server shows it to others
-// only a moment later, once the committing process has had the processor. A reply can be back before that.
-func (s *Service) awaitAll(ctx context.Context, tx pgx.Tx, events []*event.Event, ids []uuid.UUID) (map[uuid.UUID]*order, error) {
-	for began := time.Now(); ; {
-		found, err := lockAll(ctx, tx, events[0].Partition, ids)
-		if err != nil {
-			return nil, err
-		}
-		awaited := false
-		for i, e := range events {
-			awaited = awaited || found[ids[i]] == nil && time.Since(e.RecordedAt).Abs() < visibleWithin
-		}
-		if !awaited || time.Since(began) > visibleWithin {
-			return found, nil
-		}
-		select {
-		case <-time.After(visiblePause):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }
 
 // read returns the order that an event is about.

@@ -2,7 +2,6 @@ package orders
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -10,11 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"converge/consumers/event"
 	"converge/internal/sagas"
-	"converge/internal/sweep"
 	"converge/producers/outbox"
 )
 
@@ -75,35 +72,17 @@ func New(cfg Config) *Service {
 	return s
 }
 
-const (
-	sweepEvery = 250 * time.Millisecond // how late a deadline may strike
-	sweepLimit = 100                    // orders in one transaction of the sweeper
-	countEvery = 5 * time.Second        // how old the gauges may be
-)
-
 // Run keeps the deadlines and counts the open sagas until ctx ends; then it returns nil. It outlives
 // outages of the database.
 func (s *Service) Run(ctx context.Context) error {
-	var g errgroup.Group
-	g.Go(func() error {
-		return sweep.Every(ctx, sweepEvery, s.log, "order deadlines", func(ctx context.Context) (bool, error) {
-			n, err := s.sweep(ctx)
-			return n == sweepLimit, err
-		})
-	})
-	g.Go(func() error {
-		return sweep.Every(ctx, countEvery, s.log, "open sagas", func(ctx context.Context) (bool, error) {
-			return false, s.count(ctx)
-		})
-	})
-	return g.Wait()
+	return s.metrics.Keep(ctx, s.pool, openSQL, s.log, s.sweep)
 }
 
 // sweep ends what is due: orders whose deadline passed are undone, compensations whose acknowledgements
 // did not come are STUCK. It returns how many orders it found.
 func (s *Service) sweep(ctx context.Context) (n int, err error) {
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		found, err := overdue(ctx, tx, sweepLimit)
+		found, err := overdue(ctx, tx, sagas.SweepLimit)
 		if err != nil || len(found) == 0 {
 			return err
 		}
@@ -125,22 +104,4 @@ func (s *Service) sweep(ctx context.Context) (n int, err error) {
 		return s.outbox.Append(ctx, tx, said...)
 	})
 	return n, err
-}
-
-// count reads the gauges. It looks at open orders only, however many have ended.
-func (s *Service) count(ctx context.Context) error {
-	rows, err := s.pool.Query(ctx, openSQL)
-	if err != nil {
-		return fmt.Errorf("counting open sagas: %w", err)
-	}
-	counts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (sagas.Counted, error) {
-		var c sagas.Counted
-		err := row.Scan(&c.State, &c.Number, &c.Oldest)
-		return c, err
-	})
-	if err != nil {
-		return fmt.Errorf("counting open sagas: %w", err)
-	}
-	s.metrics.Open(counts)
-	return nil
 }

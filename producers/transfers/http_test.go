@@ -3,12 +3,14 @@ package transfers
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 )
 
 // keys returns the members of an object, for comparing with the contract's.
@@ -209,6 +211,40 @@ func TestAnAccountIsOpenedOnce(t *testing.T) {
 	w.settle(nil)
 	if got := w.do("GET", "/accounts/a", "", "If-None-Match", `"1"`); got.code != 304 {
 		t.Errorf("%d %s", got.code, got.raw)
+	}
+}
+
+// Sixteen clients, each with a key of its own, want one id; the index decides.
+func TestOneOfManyOpensAnAccount(t *testing.T) {
+	w := newWorld(t, time.Hour, time.Hour)
+	codes := make([]int, 16)
+	var g errgroup.Group
+	for i := range codes {
+		g.Go(func() error {
+			body := fmt.Sprintf(`{"id":"a","opening_balance":%d}`, i)
+			req, err := http.NewRequestWithContext(t.Context(), "POST", w.base+"/accounts", strings.NewReader(body))
+			if err != nil {
+				return err
+			}
+			req.Header.Set("Content-Type", "application/json")
+			req.Header.Set("Idempotency-Key", fmt.Sprint(i))
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return err
+			}
+			codes[i] = res.StatusCode
+			return res.Body.Close()
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(codes)
+	if codes[0] != http.StatusCreated || codes[1] != http.StatusConflict || codes[15] != http.StatusConflict {
+		t.Errorf("%v", codes)
+	}
+	if diff := cmp.Diff([]string{"AccountOpened"}, w.types("transfers", "a")); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -57,7 +57,7 @@ var plants = []mutants.Fault{
 		`plantedText("a balance goes back in time", balancesSQL, "AND a.version < u.version", ""), ids, amounts, versions)`},
 	{"producers/transfers/store.go", "batch.Queue(serialiseSQL)",
 		`batch.Queue(plantedText("batches do not wait for each other", serialiseSQL, "pg_advisory_xact_lock(hashtext('converge.transfers'))", "1"))`},
-	{"producers/transfers/react.go", "if !awaited ||", `if !awaited || planted("nobody waits for a commit") ||`},
+	{"internal/sagas/keep.go", "if !awaited ||", `if !awaited || planted("nobody waits for a commit") ||`},
 	{"producers/transfers/react.go", "tr.saga = next", `tr.saga = next
 	if planted("what begins a failure is forgotten") {
 		tr.saga.Reason = reason

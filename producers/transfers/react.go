@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"converge/consumers/event"
+	"converge/internal/sagas"
 	"converge/producers/outbox"
 	"converge/schemas"
 )
@@ -52,7 +53,7 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 			balances = append(balances, w.balance)
 		}
 	}
-	found, err := await(ctx, tx, events, ids)
+	found, err := sagas.Await(ctx, events, ids, func() (map[uuid.UUID]*transfer, error) { return lock(ctx, tx, ids) })
 	if err != nil {
 		return err
 	}
@@ -72,38 +73,6 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		return err
 	}
 	return s.outbox.Append(ctx, tx, said...)
-}
-
-const (
-	// visibleWithin bounds how long after an event was recorded its transfer may be committed and not yet seen.
-	visibleWithin = time.Second
-	visiblePause  = 10 * time.Millisecond
-)
-
-// await locks the transfers of the events. What is not there is waited for while its event is young: the
-// relay reads a transaction from the log when its commit is on disk, and the server shows it to others only a
-// moment later. The Ledger's answer can be back before that.
-func await(ctx context.Context, tx pgx.Tx, events []*event.Event, ids []uuid.UUID) (map[uuid.UUID]*transfer, error) {
-	give := time.Now().Add(visibleWithin)
-	for {
-		found, err := lock(ctx, tx, ids)
-		if err != nil {
-			return nil, err
-		}
-		young := func(e *event.Event) bool { return time.Since(e.RecordedAt).Abs() < visibleWithin }
-		awaited := false
-		for i, id := range ids {
-			awaited = awaited || found[id] == nil && young(events[i])
-		}
-		if !awaited || time.Now().After(give) {
-			return found, nil
-		}
-		select {
-		case <-time.After(visiblePause):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }
 
 // read decodes an event. One that no transfer can mean is permanently refused.

@@ -2,7 +2,6 @@ package transfers
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -10,11 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"converge/consumers/event"
 	"converge/internal/sagas"
-	"converge/internal/sweep"
 	"converge/producers/outbox"
 )
 
@@ -107,35 +104,17 @@ func (s *Service) measure(tr *transfer, from State, states []State, at time.Time
 	}
 }
 
-const (
-	sweepEvery = 250 * time.Millisecond // how late a deadline may strike
-	sweepLimit = 100                    // transfers in one transaction of the sweeper
-	countEvery = 5 * time.Second        // how old the gauges may be
-)
-
 // Run keeps the deadlines and counts the open sagas until ctx ends; then it returns nil. It outlives outages
 // of the database.
 func (s *Service) Run(ctx context.Context) error {
-	var g errgroup.Group
-	g.Go(func() error {
-		return sweep.Every(ctx, sweepEvery, s.log, "transfer deadlines", func(ctx context.Context) (bool, error) {
-			n, err := s.sweep(ctx)
-			return n == sweepLimit, err
-		})
-	})
-	g.Go(func() error {
-		return sweep.Every(ctx, countEvery, s.log, "open transfers", func(ctx context.Context) (bool, error) {
-			return false, s.count(ctx)
-		})
-	})
-	return g.Wait()
+	return s.metrics.Keep(ctx, s.pool, openSagasSQL, s.log, s.sweep)
 }
 
 // sweep ends what is due: transfers whose deadline passed time out, those that the Ledger does not answer are
 // STUCK. It returns how many transfers it found.
 func (s *Service) sweep(ctx context.Context) (n int, err error) {
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		found, err := overdue(ctx, tx, sweepLimit)
+		found, err := overdue(ctx, tx, sagas.SweepLimit)
 		if err != nil || len(found) == 0 {
 			return err
 		}
@@ -158,18 +137,4 @@ func (s *Service) sweep(ctx context.Context) (n int, err error) {
 		return s.outbox.Append(ctx, tx, said...)
 	})
 	return n, err
-}
-
-// count reads the gauges. It looks at open transfers only, however many have ended.
-func (s *Service) count(ctx context.Context) error {
-	rows, err := s.pool.Query(ctx, openSagasSQL)
-	if err != nil {
-		return fmt.Errorf("counting open transfers: %w", err)
-	}
-	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[sagas.Counted])
-	if err != nil {
-		return fmt.Errorf("counting open transfers: %w", err)
-	}
-	s.metrics.Open(counts)
-	return nil
 }

@@ -81,7 +81,7 @@ func TestATransferThatIsNotVisibleYetIsWaitedFor(t *testing.T) {
 	debited.RecordedAt = time.Now()
 	applied := make(chan error, 1)
 	go func() { applied <- w.hear(t.Context(), "transfers", debited) }()
-	looked := time.NewTicker(visiblePause)
+	looked := time.NewTicker(10 * time.Millisecond)
 	defer looked.Stop()
 	for waits := false; !waits; {
 		select {
@@ -226,7 +226,7 @@ func TestATransferIsStuckUntilTheLedgerAnswers(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	}
-	if err := w.transfers.count(t.Context()); err != nil {
+	if err := w.transfers.metrics.Count(t.Context(), w.pools["transfers"], openSagasSQL); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.metric("converge_saga_instances", "STUCK"); n != 2 {
@@ -238,7 +238,7 @@ func TestATransferIsStuckUntilTheLedgerAnswers(t *testing.T) {
 			t.Errorf("%+v, want %+v", v.saga, want)
 		}
 	}
-	if err := w.transfers.count(t.Context()); err != nil {
+	if err := w.transfers.metrics.Count(t.Context(), w.pools["transfers"], openSagasSQL); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.metric("converge_saga_instances", "STUCK"); n != 0 {
