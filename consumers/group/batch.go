@@ -25,16 +25,25 @@ var (
 	errRefused = errors.New("an event was refused")
 	// errNoType is why a record without a type is dead.
 	errNoType = event.Permanentf("the record has no event_type header: nobody can know what it means")
+	// errOverdue: a transaction took longer than its time. With fewer events the next one may not.
+	errOverdue error = overdue{errors.New("a transaction took longer than its time")}
 	// errForgotten is why an event from before the inbox's time is dead. A redrive does not ask the inbox: it
 	// is a person's word.
 	errForgotten = event.Permanent(inbox.ErrForgotten)
 )
+
+type overdue struct{ error }
+
+// Infrastructure implements what [event.Classify] looks for: a slow handler is no fault of an event's.
+func (overdue) Infrastructure() bool { return true }
 
 const (
 	// maxPassed bounds the records that are passed over without moving the stored offset.
 	maxPassed = 2000
 	// careful is the batch with savepoints: PostgreSQL keeps 64 open subtransactions in fast memory.
 	careful = 50
+	// drainTime bounds the held keys of one poll: the others of its partitions wait for it, and a rebalance does.
+	drainTime = 2 * time.Second
 	// maxRaces bounds how often a batch that loses races runs again before it counts as an outage.
 	maxRaces = 25
 )
@@ -55,18 +64,30 @@ func (g *Group) applyEvents(ctx context.Context, p partition, records []*kgo.Rec
 	b := batch{partition: p, expected: at.stored, next: records[len(records)-1].Offset + 1, events: g.wanted(records)}
 	if len(b.events) == 0 {
 		if at.passed += len(records); at.passed < maxPassed {
-			g.reached(p, position{stored: at.stored, passed: at.passed}, b.next)
+			g.reached(p, position{stored: at.stored, passed: at.passed, most: at.most}, b.next)
 			return -1, nil
 		}
 	}
+	end := b.next
+	if at.most > 0 && at.most < len(b.events) {
+		b.next, b.events = b.events[at.most].Offset, b.events[:at.most]
+	}
 	stored, err := g.applyBatch(ctx, b)
 	if err != nil {
-		g.reached(p, position{stored: stored}, -1)
+		if errors.Is(err, errOverdue) {
+			at.most = max(1, len(b.events)/2)
+		}
+		g.reached(p, position{stored: stored, most: at.most}, -1)
 		return max(stored, 0), err
 	}
-	g.reached(p, position{stored: stored}, stored)
-	if stored < b.next {
-		return stored, nil // somebody moved the offset back: read from there
+	if at.most > 0 {
+		if at.most += 1 + at.most/8; at.most >= g.cfg.MaxEvents {
+			at.most = 0
+		}
+	}
+	g.reached(p, position{stored: stored, most: at.most}, stored)
+	if stored < end {
+		return stored, nil // there is more of it, or somebody moved the offset back
 	}
 	return -1, nil
 }
@@ -119,7 +140,7 @@ type batch struct {
 // with an error that is the database's.
 func (g *Group) applyBatch(ctx context.Context, b batch) (stored int64, err error) {
 	for races := 0; ; {
-		err := g.transact(ctx, b)
+		err := g.inTime(ctx, func(ctx context.Context) error { return g.transact(ctx, b) })
 		switch {
 		case err == nil:
 			return b.next, nil
@@ -160,13 +181,14 @@ func from(events []*event.Event, offset int64) []*event.Event {
 // applyCarefully applies a batch in which some event fails: in small transactions, a savepoint an event.
 func (g *Group) applyCarefully(ctx context.Context, b batch) (stored int64, err error) {
 	stored = b.expected
+	began := time.Now()
 	for rest := b.events; ; {
 		n := min(careful, len(rest))
 		part := batch{partition: b.partition, expected: stored, next: b.next, events: rest[:n], careful: true}
 		if rest = rest[n:]; len(rest) > 0 {
 			part.next = rest[0].Offset
 		}
-		if stored, err = g.applyBatch(ctx, part); err != nil || len(rest) == 0 || stored != part.next {
+		if stored, err = g.applyBatch(ctx, part); err != nil || len(rest) == 0 || stored != part.next || time.Since(began) > g.cfg.BatchTime {
 			return stored, err
 		}
 	}
@@ -186,12 +208,21 @@ UPDATE consumer_offsets
 SET next_offset = $5
 WHERE consumer = $1 AND topic = $2 AND partition = $3 AND next_offset = $4 AND $5 > $4`
 
+// inTime runs a transaction, which is finished once it has begun, within the time of a batch. errOverdue stands
+// for any error of one that took longer.
+func (g *Group) inTime(ctx context.Context, transact func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
+	defer cancel()
+	err := transact(ctx)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: %v", errOverdue, err) //nolint:errorlint // what it says of an event is the clock's doing
+	}
+	return err
+}
+
 // transact runs the one transaction of a batch.
 func (g *Group) transact(ctx context.Context, b batch) error {
 	began := time.Now()
-	// A batch that has begun is finished: a drain waits for it, and the time is bounded.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
-	defer cancel()
 	took, err := g.store.takeOn(ctx, b)
 	if err != nil {
 		return err

@@ -38,6 +38,8 @@ type Group struct {
 	reason atomic.Pointer[string]
 	// outside says that Kafka does not count this member in, though it was asked to.
 	outside atomic.Bool
+	// chunk is how many held events one transaction takes: fewer since one took longer than its time.
+	chunk atomic.Int32
 
 	mu     sync.Mutex
 	owned  map[partition]position
@@ -59,6 +61,8 @@ type position struct {
 	stored int64
 	// passed counts records since then that the handler does not want: they cost no transaction.
 	passed int
+	// most bounds a batch, in events, since one took longer than its time; 0 is no bound.
+	most int
 }
 
 // New returns a group that Run will run, or why the configuration does not do. It connects to nothing.
@@ -78,6 +82,7 @@ func newGroup(cfg Config, open func(Config, retry.Ladder) store) (*Group, error)
 	ladder := retry.Ladder{Consumer: filled.Name, Policy: filled.Retry}
 	g := &Group{cfg: filled, ladder: ladder, store: open(filled, ladder), guard: newGuard(filled.Guard),
 		wakes: map[string]bool{}, owned: map[partition]position{}, paused: map[partition]time.Time{}, hints: map[partition]int64{}}
+	g.chunk.Store(mostHeld)
 	for _, topic := range filled.Topics {
 		for _, name := range retry.WakeTopics(topic, filled.Name, filled.Retry) {
 			g.wakes[name] = true

@@ -19,44 +19,64 @@ import (
 // refused event is errRefused and the transaction is lost; with care each event has a savepoint, and a
 // refusal is that event's alone. Errors of the database's are returned either way.
 func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, forgotten map[uuid.UUID]bool, held map[string]bool, careful bool) (outcome, error) {
-	var r outcome
-	ready := make([]*event.Event, 0, len(events))
-	for _, e := range events {
-		switch {
-		case e.Type == "":
-			r.dead = append(r.dead, retry.Failure{Event: e, Err: errNoType, Attempts: 1, FirstAt: time.Now()})
-		case forgotten[e.ID]:
-			r.dead = append(r.dead, retry.Failure{Event: e, Err: errForgotten, Attempts: 1, FirstAt: time.Now()})
-		case held[g.ladder.KeyOf(e)]:
-			r.waiting = append(r.waiting, e)
-		default:
-			ready = append(ready, e)
-		}
-	}
-	if !careful {
-		if err := g.handleTogether(ctx, tx, ready); err != nil {
-			return outcome{}, err
-		}
-		if len(r.dead)+len(r.waiting) > 0 { // what is written of these is none of the handlers' doing
-			if err := flush(ctx, tx); err != nil {
-				return outcome{}, err
-			}
-		}
-		r.applied = ready
-		return r, nil
-	}
 	if held == nil {
 		held = map[string]bool{}
 	}
-	for _, e := range ready {
+	if careful {
+		return g.handleCarefully(ctx, tx, events, forgotten, held)
+	}
+	var r outcome
+	ready := make([]*event.Event, 0, len(events))
+	for _, e := range events {
+		if no := unfit(e, forgotten); no != nil {
+			if g.cfg.Retry.HoldDead {
+				return outcome{}, errRefused // what becomes of the events in front of it comes first
+			}
+			g.bury(&r, held, retry.Failure{Event: e, Err: no, Attempts: 1, FirstAt: time.Now()})
+		} else if held[g.ladder.KeyOf(e)] {
+			r.waiting = append(r.waiting, e)
+		} else {
+			ready = append(ready, e)
+		}
+	}
+	if err := g.handleTogether(ctx, tx, ready); err != nil {
+		return outcome{}, err
+	}
+	if len(r.dead)+len(r.waiting) > 0 { // what is written of these is none of the handlers' doing
+		if err := flush(ctx, tx); err != nil {
+			return outcome{}, err
+		}
+	}
+	r.applied = ready
+	return r, nil
+}
+
+// unfit returns why no handler is asked about an event, nil when one is.
+func unfit(e *event.Event, forgotten map[uuid.UUID]bool) error {
+	switch {
+	case e.Type == "":
+		return errNoType
+	case forgotten[e.ID]:
+		return errForgotten
+	default:
+		return nil
+	}
+}
+
+func (g *Group) handleCarefully(ctx context.Context, tx pgx.Tx, events []*event.Event, forgotten map[uuid.UUID]bool, held map[string]bool) (outcome, error) {
+	var r outcome
+	for _, e := range events {
 		key := g.ladder.KeyOf(e)
-		if held[key] { // since an event before it in this batch
+		refusal := unfit(e, forgotten)
+		if refusal == nil && held[key] { // since an event before it in this batch, or for longer
 			r.waiting = append(r.waiting, e)
 			continue
 		}
-		refusal, err := g.handleAlone(ctx, tx, e)
-		if err != nil {
-			return outcome{}, err
+		if refusal == nil {
+			var err error
+			if refusal, err = g.handleAlone(ctx, tx, e); err != nil {
+				return outcome{}, err
+			}
 		}
 		if refusal == nil {
 			r.applied = append(r.applied, e)
@@ -64,7 +84,7 @@ func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, fo
 		}
 		failure := retry.Failure{Event: e, Err: refusal, Attempts: 1, FirstAt: time.Now()}
 		if g.final(failure) {
-			r.dead = append(r.dead, failure)
+			g.bury(&r, held, failure)
 			continue
 		}
 		held[key] = true
@@ -72,6 +92,18 @@ func (g *Group) handle(ctx context.Context, tx pgx.Tx, events []*event.Event, fo
 		r.waiting = append(r.waiting, e)
 	}
 	return r, nil
+}
+
+// bury notes a dead event. It may hold its key, unless somebody does already.
+func (g *Group) bury(r *outcome, held map[string]bool, f retry.Failure) {
+	key := g.ladder.KeyOf(f.Event)
+	f.Blocks = g.cfg.Retry.HoldDead && !held[key]
+	r.dead = append(r.dead, f)
+	if f.Blocks {
+		held[key] = true
+		r.heads = append(r.heads, f)
+		r.waiting = append(r.waiting, f.Event)
+	}
 }
 
 // final reports whether the event is not tried again.

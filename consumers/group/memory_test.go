@@ -279,16 +279,6 @@ func (t *memTx) end(committed bool) {
 	t.store.ended.Broadcast()
 }
 
-// kill ends the transactions that which chooses, as a server does that falls over or ends a session.
-func (db *memoryDB) kill(which func(*memTx) bool) {
-	for t := range db.open {
-		if which(t) {
-			t.killed = true
-			t.end(false)
-		}
-	}
-}
-
 // fate is what becomes of a COMMIT.
 type fate int
 

@@ -114,6 +114,9 @@ func newMetrics(c *Config) (*metrics, error) {
 // failed counts what a ladder took on.
 func (m *metrics) failed(c *Config, again, buried []retry.Failure) {
 	for _, f := range again {
+		if f.Blocks { // it is buried
+			continue
+		}
 		m.events.WithLabelValues(f.Event.Topic, retried).Inc()
 		m.scheduled.WithLabelValues(c.Retry.RungName(f.Attempts), event.Classify(f.Err).String()).Inc()
 	}

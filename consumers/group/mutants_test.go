@@ -25,10 +25,13 @@ var plants = []mutants.Fault{
 	stored, err := g.applyBatch(ctx, b)`},
 	{"consumers/group/handle.go", "return class == event.ClassInfrastructure ||",
 		`return class == event.ClassInfrastructure && !planted("an outage counts as an attempt") ||`},
-	{"consumers/group/handle.go", "case held[g.ladder.KeyOf(e)]:",
-		`case held[g.ladder.KeyOf(e)] && !planted("a later batch overtakes what is held"):`},
-	{"consumers/group/handle.go", "held[key] = true",
-		`held[key] = !planted("the same batch overtakes what is held")`},
+	{"consumers/group/handle.go", "} else if held[g.ladder.KeyOf(e)] {",
+		`} else if held[g.ladder.KeyOf(e)] && !planted("a later batch overtakes what is held") {`},
+	{"consumers/group/handle.go", "held[key] = true\n\t\tr.heads = append(r.heads, failure)",
+		`held[key] = !planted("the same batch overtakes what is held")
+		r.heads = append(r.heads, failure)`},
+	{"consumers/group/handle.go", "f.Blocks = g.cfg.Retry.HoldDead && !held[key]",
+		`f.Blocks = g.cfg.Retry.HoldDead && !held[key] && !planted("a dead letter lets its followers go on")`},
 	{"consumers/group/handle.go", "case forgotten[e.ID]:",
 		`case forgotten[e.ID] && !planted("an old event is applied silently"):`},
 	{"consumers/group/guard.go", "if last != nil && len(g.failed) >= g.keys {",
@@ -39,15 +42,16 @@ var plants = []mutants.Fault{
 
 // verdicts says which test must find each fault, and in what words.
 var verdicts = map[string]mutants.Verdict{
-	"the inbox is not asked":                {"TestEachEventIsAppliedOnceHoweverOftenItIsDelivered", "applied 2 times: key-"},
-	"the fence lets everyone pass":          {"TestAZombieThatWakesUpLateCommitsNothing", "applied 2 times: key-"},
-	"Kafka is told before the database":     {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "Kafka was told 40 while the database has 0"},
-	"an outage counts as an attempt":        {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "rows blame an event"},
-	"a later batch overtakes what is held":  {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
-	"an old event is applied silently":      {"TestAnEventOlderThanTheInboxRemembersIsForAPersonToDecide", "applied 2 times: key-0/0"},
-	"a bad deploy is not noticed":           {"TestABadDeployStopsTheGroupAndBlamesNoEvent", "rows blame an event"},
-	"a bad deploy buries what waits":        {"TestABadDeployDoesNotBuryWhatWaits", "dead: "},
-	"the same batch overtakes what is held": {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
+	"the inbox is not asked":                 {"TestEachEventIsAppliedOnceHoweverOftenItIsDelivered", "applied 2 times: key-"},
+	"the fence lets everyone pass":           {"TestAZombieThatWakesUpLateCommitsNothing", "applied 2 times: key-"},
+	"Kafka is told before the database":      {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "Kafka was told 40 while the database has 0"},
+	"an outage counts as an attempt":         {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "rows blame an event"},
+	"a later batch overtakes what is held":   {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
+	"an old event is applied silently":       {"TestAnEventOlderThanTheInboxRemembersIsForAPersonToDecide", "applied 2 times: key-0/0"},
+	"a bad deploy is not noticed":            {"TestABadDeployStopsTheGroupAndBlamesNoEvent", "rows blame an event"},
+	"a bad deploy buries what waits":         {"TestABadDeployDoesNotBuryWhatWaits", "dead: "},
+	"a dead letter lets its followers go on": {"TestADeadLetterMayHoldItsKey", "with a dead letter in front of it"},
+	"the same batch overtakes what is held":  {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
 }
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.

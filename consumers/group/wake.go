@@ -15,13 +15,17 @@ import (
 	"converge/consumers/retry"
 )
 
-// chunk is how many held events one transaction applies.
-const chunk = 50
+// mostHeld is how many held events one transaction applies, at most.
+const mostHeld = 50
 
 // answerWakes runs the held keys that the records call for, each when it is due. A partition whose first
-// call is not due yet is paused until it is; its heartbeats go on.
+// call is not due yet is paused until it is; its heartbeats go on. What takes long is put off to the next poll.
 func (g *Group) answerWakes(ctx context.Context, p partition, records []*kgo.Record) (rewind int64, err error) {
+	until := time.Now().Add(drainTime)
 	for _, r := range records {
+		if ctx.Err() != nil || time.Now().After(until) {
+			return r.Offset, nil
+		}
 		wake, ok := readWake(r)
 		if !ok {
 			g.cfg.Logger.Error("a record of a retry topic is no wake-up and is passed over", "group", g.cfg.Name,
@@ -33,13 +37,10 @@ func (g *Group) answerWakes(ctx context.Context, p partition, records []*kgo.Rec
 			g.pause(p, wake.NotBefore)
 			return r.Offset, nil
 		}
-		if err := g.drain(ctx, wake); err != nil {
+		if answered, err := g.drain(ctx, wake, until); err != nil || !answered {
 			return r.Offset, err
 		}
 		g.hint(p, r.Offset+1)
-		if ctx.Err() != nil {
-			return r.Offset + 1, nil
-		}
 	}
 	return -1, nil
 }
@@ -65,23 +66,26 @@ func readWake(r *kgo.Record) (w retry.Wake, ok bool) {
 }
 
 // drain runs a held key until nothing waits for it any more, an event of it fails again, or the call
-// turns out to be stale. A crash anywhere leaves the call unanswered: it comes again, and the token still
-// fits.
-func (g *Group) drain(ctx context.Context, wake retry.Wake) error {
+// turns out to be stale. Then the call is answered; it is not when the time is up. Like a crash anywhere that
+// leaves it to come again, and the token still fits.
+func (g *Group) drain(ctx context.Context, wake retry.Wake, until time.Time) (answered bool, err error) {
 	var after int64
 	for races := 0; ; {
 		more, err := g.drainChunk(ctx, wake, &after)
 		if err == nil && !more {
-			return nil
+			return true, nil
+		}
+		if err != nil && !retry.LostRace(err) && event.Classify(err) != event.ClassContention {
+			return false, err
+		}
+		if ctx.Err() != nil || time.Now().After(until) {
+			return false, nil
 		}
 		if err == nil {
 			continue
 		}
-		if !retry.LostRace(err) && event.Classify(err) != event.ClassContention {
-			return err
-		}
 		if races++; races > maxRaces {
-			return fmt.Errorf("a held key lost %d races in a row: %w", races, err)
+			return false, fmt.Errorf("a held key lost %d races in a row: %w", races, err)
 		}
 		sleep(ctx, time.Millisecond+rand.N(time.Duration(min(races, 10))*10*time.Millisecond))
 	}
@@ -89,17 +93,27 @@ func (g *Group) drain(ctx context.Context, wake retry.Wake) error {
 
 // drainChunk runs one chunk, and releases the key behind the last. more says that another is due.
 func (g *Group) drainChunk(ctx context.Context, wake retry.Wake, after *int64) (more bool, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.BatchTime)
-	defer cancel()
-	state, err := g.drainOnce(ctx, wake, after, false)
-	if errors.Is(err, errRefused) {
-		state, err = g.drainOnce(ctx, wake, after, true)
+	limit := g.chunk.Load()
+	err = g.inTime(ctx, func(ctx context.Context) error {
+		state, err := g.drainOnce(ctx, wake, after, int(limit), false)
+		if errors.Is(err, errRefused) {
+			state, err = g.drainOnce(ctx, wake, after, int(limit), true)
+		}
+		if err != nil || state != drained {
+			more = state == full
+			return err
+		}
+		released, err := g.store.release(ctx, wake)
+		more = !released
+		return err
+	})
+	switch {
+	case errors.Is(err, errOverdue):
+		g.chunk.Store(max(1, limit/2))
+	case err == nil:
+		g.chunk.Store(min(mostHeld, limit+1+limit/8))
 	}
-	if err != nil || state != drained {
-		return state == full, err
-	}
-	released, err := g.store.release(ctx, wake)
-	return !released, err
+	return more, err
 }
 
 type drainState int
@@ -110,7 +124,7 @@ const (
 	drained                   // nothing was left
 )
 
-func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, careful bool) (drainState, error) {
+func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, limit int, careful bool) (drainState, error) {
 	began := time.Now()
 	tx, err := g.store.begin(ctx)
 	if err != nil {
@@ -121,7 +135,7 @@ func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, ca
 	if err != nil || !ok {
 		return over, err
 	}
-	waiting, err := g.store.Waiting(ctx, tx, wake, *after, chunk)
+	waiting, err := g.store.Waiting(ctx, tx, wake, *after, limit)
 	if err != nil {
 		return over, err
 	}
@@ -155,9 +169,9 @@ func (g *Group) drainOnce(ctx context.Context, wake retry.Wake, after *int64, ca
 	}
 	g.countHeld(wake, turn, result, time.Since(began))
 	switch {
-	case result.Again != nil:
+	case result.Again != nil || result.Blocked != nil:
 		return over, nil
-	case len(waiting) == chunk:
+	case len(waiting) == limit:
 		*after = waiting[len(waiting)-1].Seq
 		return full, nil
 	default:
@@ -200,6 +214,10 @@ func (g *Group) handleHeld(ctx context.Context, tx pgx.Tx, turn retry.Turn, wait
 			return r, nil
 		}
 		r.Dead = append(r.Dead, failure)
+		if g.cfg.Retry.HoldDead {
+			r.Blocked = &failure
+			return r, nil
+		}
 		r.DeadSeq = append(r.DeadSeq, w.Seq)
 	}
 	return r, nil

@@ -14,6 +14,8 @@ const (
 	EachType    = "Counted"
 	BatchType   = "Summed"
 	SessionTime = 1500 * time.Millisecond
+	// Begun is what a member says when it can be asked to end.
+	Begun = "begun"
 	// MemberVariable holds a member's configuration, as JSON.
 	MemberVariable = "CONVERGE_TEST_MEMBER"
 )

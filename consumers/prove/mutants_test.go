@@ -55,8 +55,8 @@ func seen(id uuid.UUID) bool {
 		New: `return class == event.ClassInfrastructure && !planted("an outage counts as an attempt") && !planted("an outage fills the dead letters") ||`},
 	{File: "consumers/group/handle.go", Old: "return event.Classify(f.Err) == event.ClassPermanent ||",
 		New: `return event.Classify(f.Err) == event.ClassPermanent || planted("an outage fills the dead letters") && event.Classify(f.Err) == event.ClassInfrastructure ||`},
-	{File: "consumers/group/handle.go", Old: "case held[g.ladder.KeyOf(e)]:",
-		New: `case held[g.ladder.KeyOf(e)] && !planted("overtakes what is held"):`},
+	{File: "consumers/group/handle.go", Old: "} else if held[g.ladder.KeyOf(e)] {",
+		New: `} else if held[g.ladder.KeyOf(e)] && !planted("overtakes what is held") {`},
 	{File: "consumers/group/batch.go", Old: "g.reached(p, position{stored: stored}, stored)",
 		New: `if g.reached(p, position{stored: stored}, stored); planted("tells Kafka what it has not reached") {
 		g.hint(p, stored+1)

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -105,7 +106,7 @@ func (w *world) relay() {
 
 // await polls until check returns nil.
 func await(what string, check func() error) error {
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(proof.Patience)
 	for {
@@ -155,6 +156,14 @@ func (w *world) start() *member {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(m.kill)
+	if err := await("a member begins", func() error {
+		if text, err := os.ReadFile(m.log); err != nil || bytes.Contains(text, []byte(Begun)) {
+			return err
+		}
+		return errors.New("it says nothing")
+	}); err != nil {
+		w.t.Fatal(err)
+	}
 	return m
 }
 

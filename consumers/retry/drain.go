@@ -96,6 +96,7 @@ type Result struct {
 	Dead    []Failure // dead, already buried in the same transaction
 	DeadSeq []int64
 	Again   *Failure // the event that failed and will be tried again; nil when none
+	Blocked *Failure // the last of Dead, when it holds its key; its seq is not in DeadSeq
 }
 
 const (
@@ -106,6 +107,10 @@ UPDATE held_keys
 SET attempt = $4, token = nextval('wake_token'), due_at = $5, failed_at = $6, nudges = 0, nudged_at = now()
 WHERE consumer = $1 AND topic = $2 AND key = $3
 RETURNING token`
+	blockSQL = `
+UPDATE held_keys
+SET attempt = $4, token = nextval('wake_token'), state = 'blocked', failed_at = $5
+WHERE consumer = $1 AND topic = $2 AND key = $3`
 	cleanSQL = `UPDATE held_keys SET attempt = 0, failed_at = now() WHERE consumer = $1 AND topic = $2 AND key = $3`
 )
 
@@ -135,6 +140,12 @@ func (l Ladder) Settle(ctx context.Context, tx pgx.Tx, turn Turn, r Result) erro
 		if _, err := tx.Exec(ctx, resolveSQL, l.Consumer, redriven); err != nil {
 			return fmt.Errorf("resolving redriven dead letters: %w", err)
 		}
+	}
+	if r.Blocked != nil {
+		if _, err := tx.Exec(ctx, blockSQL, l.Consumer, turn.Topic, turn.Key, r.Blocked.Attempts, r.Blocked.FirstAt); err != nil {
+			return fmt.Errorf("blocking a held key: %w", err)
+		}
+		return nil
 	}
 	if r.Again == nil {
 		if len(gone) == 0 {
@@ -227,8 +238,13 @@ func (l Ladder) Sweep(ctx context.Context, tx pgx.Tx) (int, error) {
 	}
 	wakes := make([]outbox.Record, len(found))
 	for i, f := range found {
-		head := &event.Event{ID: f.head, Topic: f.Topic, Key: []byte(f.Key), Headers: []event.Header{}}
-		wakes[i] = l.wake(Failure{Event: head, Attempts: 1}, f.Key, f.Token, f.NotBefore)
+		wakes[i] = l.nudge(f.Topic, f.Key, f.head, f.Token, f.NotBefore)
 	}
 	return len(wakes), outbox.AppendRecords(ctx, tx, wakes...)
+}
+
+// nudge returns a wake-up that says no more of the head than who it is.
+func (l Ladder) nudge(topic, key string, head uuid.UUID, token int64, due time.Time) outbox.Record {
+	e := &event.Event{ID: head, Topic: topic, Key: []byte(key), Headers: []event.Header{}}
+	return l.wake(Failure{Event: e, Attempts: 1}, key, token, due)
 }

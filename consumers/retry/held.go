@@ -26,6 +26,8 @@ type Failure struct {
 	FirstAt time.Time
 	// Redriven says that the event had been a dead letter before.
 	Redriven bool
+	// Blocks says that the event is dead and holds its key, see [Policy].
+	Blocks bool
 }
 
 // Ladder is one consumer's retries. Its methods write into the transaction that they are given, whose
@@ -73,26 +75,37 @@ func (l Ladder) Held(ctx context.Context, tx pgx.Tx, topic string, keys []string
 	return held, nil
 }
 
+// The states of a held key.
+const (
+	waiting = "waiting" // for its wake-up
+	blocked = "blocked" // by a dead letter, until a person decides
+)
+
 const holdSQL = `
 INSERT INTO held_keys (consumer, topic, key, token, attempt, state, due_at, failed_at)
-SELECT $1, $2, u.key, nextval('wake_token'), 1, 'waiting', u.due_at, u.failed_at
-FROM unnest($3::text[], $4::timestamptz[], $5::timestamptz[]) AS u (key, due_at, failed_at)
+SELECT $1, $2, u.key, nextval('wake_token'), u.attempt, u.state, u.due_at, u.failed_at
+FROM unnest($3::text[], $4::timestamptz[], $5::timestamptz[], $6::int[], $7::text[]) AS u (key, due_at, failed_at, attempt, state)
 ORDER BY u.key
 RETURNING key, token`
 
-// Hold holds the keys of the heads, each with its wake-up, and then puts waiting behind them, heads and
+// Hold holds the keys of the heads, each with its wake-up unless it blocks, and then puts events behind them, heads and
 // followers in the order given. A key that was released meanwhile is SQLSTATE 23503 on held_events, one
 // that somebody else holds meanwhile 23505 on held_keys: [LostRace] tells, and the batch runs again.
-func (l Ladder) Hold(ctx context.Context, tx pgx.Tx, topic string, heads []Failure, waiting []*event.Event) error {
+func (l Ladder) Hold(ctx context.Context, tx pgx.Tx, topic string, heads []Failure, events []*event.Event) error {
 	if len(heads) > 0 {
 		keys, due, failed := make([]string, len(heads)), make([]time.Time, len(heads)), make([]time.Time, len(heads))
+		attempts, states := make([]int, len(heads)), make([]string, len(heads))
 		byKey := make(map[string]int, len(heads))
 		for i, h := range heads {
 			keys[i], failed[i] = l.KeyOf(h.Event), h.FirstAt
 			due[i] = time.Now().Add(l.Policy.delay(h.Attempts, event.Delay(h.Err)))
+			attempts[i], states[i] = h.Attempts, waiting
+			if h.Blocks {
+				states[i] = blocked
+			}
 			byKey[keys[i]] = i
 		}
-		rows, err := tx.Query(ctx, holdSQL, l.Consumer, topic, keys, due, failed)
+		rows, err := tx.Query(ctx, holdSQL, l.Consumer, topic, keys, due, failed, attempts, states)
 		if err != nil {
 			return fmt.Errorf("holding keys: %w", err)
 		}
@@ -101,6 +114,9 @@ func (l Ladder) Hold(ctx context.Context, tx pgx.Tx, topic string, heads []Failu
 		var token int64
 		if _, err := pgx.ForEachRow(rows, []any{&key, &token}, func() error {
 			i := byKey[key]
+			if heads[i].Blocks {
+				return nil
+			}
 			wakes = append(wakes, l.wake(heads[i], key, token, due[i]))
 			return nil
 		}); err != nil {
@@ -110,7 +126,7 @@ func (l Ladder) Hold(ctx context.Context, tx pgx.Tx, topic string, heads []Failu
 			return err
 		}
 	}
-	return l.insertWaiting(ctx, tx, waiting, false)
+	return l.insertWaiting(ctx, tx, events, false)
 }
 
 const waitSQL = `

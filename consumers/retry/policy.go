@@ -19,6 +19,9 @@ type Policy struct {
 	MaxAge time.Duration
 	// Unordered lets later events of a key overtake one that waits. The default holds them back.
 	Unordered bool
+	// HoldDead has a dead letter hold its key until it is redriven or discarded: its followers wait. The default
+	// lets them go on. An Unordered policy has no followers.
+	HoldDead bool
 }
 
 var defaultRungs = []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * time.Minute}
@@ -39,6 +42,9 @@ func (p Policy) Validate() error {
 	}
 	if p.MaxAttempts < 0 || p.MaxAge < 0 {
 		return errors.New("retry bounds must not be negative")
+	}
+	if p.Unordered && p.HoldDead {
+		return errors.New("without order a dead letter has no followers to hold")
 	}
 	return nil
 }

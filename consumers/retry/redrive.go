@@ -113,15 +113,24 @@ func (l Ladder) redriveOnce(ctx context.Context, pool *pgxpool.Pool, topic, key 
 		if _, err := tx.Exec(ctx, fenceAllSQL, l.Consumer, topic); err != nil {
 			return fmt.Errorf("locking the consumer's position: %w", err)
 		}
+		ids = ids[:0]
+		if head, ok, err := l.redriveHead(ctx, tx, topic, key); err != nil {
+			return err
+		} else if ok {
+			ids = append(ids, head)
+			if err := l.decide(ctx, tx, redriven, d, head); err != nil {
+				return err
+			}
+		}
 		letters, err := l.takeLetters(ctx, tx, topic, key)
 		if err != nil || len(letters) == 0 {
 			return err
 		}
-		ids = ids[:0]
+		first := len(ids)
 		for _, e := range letters {
 			ids = append(ids, e.ID)
 		}
-		if err := l.decide(ctx, tx, redriven, d, ids...); err != nil {
+		if err := l.decide(ctx, tx, redriven, d, ids[first:]...); err != nil {
 			return err
 		}
 		var token int64
@@ -142,6 +151,69 @@ func (l Ladder) redriveOnce(ctx context.Context, pool *pgxpool.Pool, topic, key 
 		return nil, err
 	}
 	return ids, nil
+}
+
+const (
+	lockBlockedSQL = `
+SELECT 1
+FROM held_keys
+WHERE consumer = $1 AND topic = $2 AND key = $3 AND state = 'blocked'
+FOR NO KEY UPDATE`
+	// What was edited meanwhile is in the letter.
+	redriveHeadSQL = `
+WITH head AS (
+    SELECT seq, event_id
+    FROM held_events
+    WHERE consumer = $1 AND topic = $2 AND key = $3
+    ORDER BY seq
+    LIMIT 1),
+letter AS (
+    UPDATE dead_letters d
+    SET state = 'redriving'
+    FROM head
+    WHERE d.consumer = $1 AND d.event_id = head.event_id AND d.state = 'dead'
+    RETURNING head.seq, d.headers, d.payload)
+UPDATE held_events e
+SET redriven = true, headers = letter.headers, payload = letter.payload
+FROM letter
+WHERE e.consumer = $1 AND e.topic = $2 AND e.key = $3 AND e.seq = letter.seq
+RETURNING e.event_id`
+	unblockSQL = `
+UPDATE held_keys
+SET state = 'waiting', attempt = 0, token = nextval('wake_token'), due_at = now(), nudges = 0, nudged_at = now()
+WHERE consumer = $1 AND topic = $2 AND key = $3
+RETURNING token, due_at`
+	dropHeadSQL = `DELETE FROM held_events WHERE consumer = $1 AND topic = $2 AND key = $3 AND event_id = $4`
+)
+
+// lockBlocked reports whether the key is blocked, and then keeps it so for the transaction.
+func (l Ladder) lockBlocked(ctx context.Context, tx pgx.Tx, topic, key string) (bool, error) {
+	tag, err := tx.Exec(ctx, lockBlockedSQL, l.Consumer, topic, key)
+	if err != nil {
+		return false, fmt.Errorf("looking for a blocked key: %w", err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// redriveHead lets a blocked key run, its dead head first; ok is false when the key is not blocked.
+func (l Ladder) redriveHead(ctx context.Context, tx pgx.Tx, topic, key string) (head uuid.UUID, ok bool, err error) {
+	if ok, err = l.lockBlocked(ctx, tx, topic, key); err != nil || !ok {
+		return head, false, err
+	}
+	if err := tx.QueryRow(ctx, redriveHeadSQL, l.Consumer, topic, key).Scan(&head); err != nil {
+		return head, false, fmt.Errorf("redriving the head of a blocked key: %w", err)
+	}
+	return head, true, l.unblock(ctx, tx, topic, key, head)
+}
+
+// unblock calls for a key that was blocked.
+func (l Ladder) unblock(ctx context.Context, tx pgx.Tx, topic, key string, head uuid.UUID) error {
+	var token int64
+	var due time.Time
+	if err := tx.QueryRow(ctx, unblockSQL, l.Consumer, topic, key).Scan(&token, &due); err != nil {
+		return fmt.Errorf("unblocking a held key: %w", err)
+	}
+	return outbox.AppendRecords(ctx, tx, l.nudge(topic, key, head, token, due))
 }
 
 func (l Ladder) takeLetters(ctx context.Context, tx pgx.Tx, topic, key string) ([]*event.Event, error) {
@@ -191,19 +263,38 @@ func States(ctx context.Context, pool *pgxpool.Pool, consumer string, ids []uuid
 	return counts, nil
 }
 
-const discardSQL = `UPDATE dead_letters SET state = 'discarded' WHERE consumer = $1 AND event_id = $2 AND state = 'dead'`
+const discardSQL = `
+UPDATE dead_letters
+SET state = 'discarded'
+WHERE consumer = $1 AND event_id = $2 AND state = 'dead'
+RETURNING topic, key`
 
-// Discard gives a dead letter up for good; [ErrNoLetter] when there is none that is dead.
+// Discard gives a dead letter up for good; [ErrNoLetter] when there is none that is dead. If it held its key, its
+// followers go on.
 func (l Ladder) Discard(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID, d Decision) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, discardSQL, l.Consumer, id)
+		var topic, key string
+		err := tx.QueryRow(ctx, discardSQL, l.Consumer, id).Scan(&topic, &key)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("event %s: %w", id, ErrNoLetter)
+		}
 		if err != nil {
 			return fmt.Errorf("discarding a dead letter: %w", err)
 		}
-		if tag.RowsAffected() == 0 {
-			return fmt.Errorf("event %s: %w", id, ErrNoLetter)
+		if err := l.decide(ctx, tx, discarded, d, id); err != nil {
+			return err
 		}
-		return l.decide(ctx, tx, discarded, d, id)
+		if held, err := l.lockBlocked(ctx, tx, topic, key); err != nil || !held {
+			return err
+		}
+		tag, err := tx.Exec(ctx, dropHeadSQL, l.Consumer, topic, key, id)
+		if err != nil {
+			return fmt.Errorf("dropping the head of a blocked key: %w", err)
+		}
+		if tag.RowsAffected() == 0 {
+			return nil // it is another one that blocks
+		}
+		return l.unblock(ctx, tx, topic, key, id)
 	})
 }
 

@@ -38,6 +38,7 @@ func run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	fmt.Println(prove.Begun)
 	pool, err := database.Open(ctx, cfg.DatabaseURL, prove.Service, 12)
 	if err != nil {
 		return err
