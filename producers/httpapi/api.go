@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +38,11 @@ type Config struct {
 	MaxInFlight int
 	// KeyWait bounds how long a request waits for another with its Idempotency-Key; 0 means 2 s.
 	KeyWait time.Duration
+	// Tokens says who may ask; the zero Tokens lets everybody in.
+	Tokens Tokens
+	// TokenKey signs consistency tokens; processes that serve one database share it. nil: a random one, whose
+	// tokens end with the process.
+	TokenKey []byte
 }
 
 // Handler answers a request, or returns what went wrong: an [*Error] becomes its problem, trouble with the
@@ -48,6 +55,7 @@ type API struct {
 	cfg     Config
 	mux     *http.ServeMux
 	routes  []string
+	public  map[string]bool // patterns that need no token
 	slots   chan struct{}
 	origin  *http.CrossOriginProtection
 	metrics *metrics
@@ -70,13 +78,17 @@ func New(cfg Config) (*API, error) {
 	if cfg.KeyWait == 0 {
 		cfg.KeyWait = 2 * time.Second
 	}
+	if cfg.TokenKey == nil {
+		cfg.TokenKey = make([]byte, sha256.Size)
+		_, _ = rand.Read(cfg.TokenKey) // never fails
+	}
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
 		return nil, err
 	}
-	a := &API{cfg: cfg, mux: http.NewServeMux(), slots: make(chan struct{}, cfg.MaxInFlight),
+	a := &API{cfg: cfg, mux: http.NewServeMux(), public: map[string]bool{}, slots: make(chan struct{}, cfg.MaxInFlight),
 		origin: http.NewCrossOriginProtection(), metrics: m}
-	a.Handle("GET /problems/{type}", problemPage)
+	a.HandlePublic("GET /problems/{type}", problemPage)
 	return a, nil
 }
 
@@ -95,6 +107,12 @@ func (a *API) Handle(pattern string, handle Handler) {
 	})
 }
 
+// HandlePublic adds a route that answers without a token too: what is the same for everybody.
+func (a *API) HandlePublic(pattern string, handle Handler) {
+	a.public[pattern] = true
+	a.Handle(pattern, handle)
+}
+
 // Routes returns the patterns of all routes, in the order in which they were added.
 func (a *API) Routes() []string { return append([]string{}, a.routes...) }
 
@@ -106,12 +124,18 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	recorder.Header().Set("X-Request-Id", id)
 	recorder.Header().Set("X-Content-Type-Options", "nosniff")
 	r = r.WithContext(withRequest(r, id))
+	tenant, stranger := a.cfg.Tokens.tenant(r)
+	r = r.WithContext(context.WithValue(r.Context(), tenantKey{}, tenant))
 	handler, pattern := a.mux.Handler(r)
 	defer func() { a.finish(recorder, r, pattern, began, recover()) }()
 	if r.ContentLength != 0 {
 		// Before it answers, net/http reads what is left of a body, also of one that no handler wants. It takes
 		// the deadline back when the body is whole.
 		_ = http.NewResponseController(w).SetReadDeadline(began.Add(a.cfg.BodyTime)) // a writer without a connection has none
+	}
+	if stranger != nil && !a.public[pattern] {
+		a.fail(recorder, r, stranger)
+		return
 	}
 	if refusal := a.refuse(r); refusal != nil {
 		refusal.write(recorder)

@@ -50,6 +50,10 @@ const (
 	Conflict             = "conflict"
 	TooLateToCancel      = "too-late-to-cancel"
 	Unavailable503       = "dependency-unavailable"
+	Unauthorized         = "unauthorized"
+	InvalidToken         = "invalid-token"
+	ReadModelLagging     = "read-model-lagging"
+	KeyExpired           = "idempotency-key-expired"
 	ForbiddenOrigin      = "forbidden-origin"
 	TooManyRequests      = "too-many-requests"
 	Internal             = "internal"
@@ -72,6 +76,10 @@ var kinds = map[string]kind{
 	Conflict:             {409, "The request conflicts with the state of the resource", "The detail says what stands in the way."},
 	TooLateToCancel:      {409, "It is too late to cancel", "The order has passed the point up to which it can be taken back, or has failed otherwise."},
 	Unavailable503:       {503, "A dependency is unavailable", "The database or the broker is away. Nothing was done. Send the request again after the time in Retry-After, with the same Idempotency-Key."},
+	Unauthorized:         {401, "A bearer token is required", "Send Authorization: Bearer and a token that this server knows."},
+	InvalidToken:         {400, "The consistency token is invalid", "Send the Consistency-Token of an answer to a change of this resource, as it was."},
+	ReadModelLagging:     {503, "The read model has not come so far yet", "The change is stored and on its way. Ask again after the time in Retry-After, or without Prefer: handling=strict to see what is there."},
+	KeyExpired:           {410, "The answer for this Idempotency-Key is no longer kept", "The request was carried out once and is not carried out again. The resource is what it made; a new request takes a new key."},
 	ForbiddenOrigin:      {403, "The origin or host is not allowed", "A page of another origin, or a host name that does not belong to this machine."},
 	TooManyRequests:      {429, "Too many requests are being processed", "Send the request again after the time in Retry-After."},
 	Internal:             {500, "Something went wrong here", "It is logged under the request id of the answer."},
