@@ -57,9 +57,9 @@ func seen(id uuid.UUID) bool {
 		New: `return event.Classify(f.Err) == event.ClassPermanent || planted("an outage fills the dead letters") && event.Classify(f.Err) == event.ClassInfrastructure ||`},
 	{File: "consumers/group/handle.go", Old: "} else if held[g.ladder.KeyOf(e)] {",
 		New: `} else if held[g.ladder.KeyOf(e)] && !planted("overtakes what is held") {`},
-	{File: "consumers/group/batch.go", Old: "g.reached(p, position{stored: stored}, stored)",
-		New: `if g.reached(p, position{stored: stored}, stored); planted("tells Kafka what it has not reached") {
-		g.hint(p, stored+1)
+	{File: "consumers/group/batch.go", Old: "g.reached(p, position{stored: stored, most: at.most}, stored)",
+		New: `if g.reached(p, position{stored: stored, most: at.most}, stored); planted("tells Kafka what it has not reached") {
+		g.reached(p, position{stored: stored, most: at.most}, stored+1)
 	}`},
 	{File: "consumers/retry/dead.go", Old: "return outbox.AppendRecords(", New: `if planted("a dead letter stays in the table") {
 		return nil
