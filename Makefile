@@ -38,7 +38,7 @@ test-browser: ## Chromium clicks through the console and the API's pages (needs 
 
 CONTRACT := .cache/contract/bin/schemathesis
 
-# SEED repeats a run, MAX_EXAMPLES (60) is how many requests are made up for each operation.
+# SEED repeats a run, MAX_EXAMPLES (200) is how many requests are made up for each operation.
 test-contract: $(CONTRACT) ## a running pipeline answers as its OpenAPI document says: schemathesis makes up the requests (needs Python 3.10 with venv)
 	CONVERGE_TEST_CONTRACT=$(abspath $(CONTRACT)) $(GO) test -timeout 20m -count=1 -v -run Contract ./cmd/converge
 

@@ -60,7 +60,7 @@ func TestContractTheRunningPipelineAnswersAsDescribed(t *testing.T) {
 	up := pipelineToFuzz(t)
 	seed := envOr("SEED", strconv.Itoa(rand.IntN(1<<31)))
 	t.Logf("SEED=%s repeats this run", seed)
-	report, err := fuzz(t, up.base, "--seed", seed, "--max-examples", envOr("MAX_EXAMPLES", "60"), "--workers", "2")
+	report, err := fuzz(t, up.base, "--seed", seed, "--max-examples", envOr("MAX_EXAMPLES", "200"))
 	if err != nil {
 		t.Errorf("%v; SEED=%s repeats it:\n%s", err, seed, report)
 	} else {
