@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-mutants test-kafka test-browser check challenge bench bench-relay bench-consumers prove-relay prove-consumers clean
+.PHONY: help run demo build test test-mutants test-kafka test-browser test-contract check challenge bench bench-relay bench-consumers prove-relay prove-consumers clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -33,13 +33,24 @@ test-mutants: ## every test of the tests: code with faults planted in it, each o
 test-kafka: ## the end-to-end tests against a real Apache Kafka (needs Java 17 and Maven, or KAFKA_BROKERS)
 	CONVERGE_TEST_KAFKA=real $(GO) test -timeout 15m -count=1 -run 'Kafka|EndToEnd' ./cmd/converge ./internal/kafkatest
 
-test-browser: ## Chromium clicks through the console (needs chromium)
-	$(GO) test -timeout 10m -count=1 -tags browser -run Browser ./console ./cmd/converge
+test-browser: ## Chromium clicks through the console and the API's pages (needs chromium)
+	$(GO) test -timeout 10m -count=1 -tags browser -run Browser ./console ./producers/openapi ./cmd/converge
+
+CONTRACT := .cache/contract/bin/schemathesis
+
+# SEED repeats a run, MAX_EXAMPLES (200) is how many requests are made up for each operation.
+test-contract: $(CONTRACT) ## a running pipeline answers as its OpenAPI document says: schemathesis makes up the requests (needs Python 3.10 with venv)
+	CONVERGE_TEST_CONTRACT=$(abspath $(CONTRACT)) $(GO) test -timeout 20m -count=1 -v -run Contract ./cmd/converge
+
+$(CONTRACT): producers/openapi/contract/requirements.txt
+	@python3 -m venv --clear .cache/contract
+	@.cache/contract/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 check: ## format, vet, staticcheck, architecture, dashboards and rules, compose file, known vulnerabilities
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not formatted (gofmt -w):'; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags browser ./console ./cmd/converge
+	$(GO) vet -tags browser ./console ./producers/openapi ./cmd/converge
 	GOOS=darwin $(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff

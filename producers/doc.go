@@ -6,6 +6,7 @@
 //   - [converge/producers/outbox] appends an event inside the caller's transaction: the only way to emit.
 //   - [converge/producers/httpapi] has the HTTP manners: problem details, idempotency keys, conditional
 //     requests, strict bodies.
+//   - [converge/producers/openapi] describes what all of them answer, and shows it at /docs.
 //
 // The services, each with a PostgreSQL schema and a role of its own:
 //

@@ -24,6 +24,7 @@ import (
 	"converge/internal/opshttp"
 	"converge/internal/process"
 	"converge/producers/httpapi"
+	"converge/producers/openapi"
 	"converge/producers/outbox"
 	"converge/relay"
 	"converge/schemas"
@@ -251,6 +252,7 @@ func (n *node) runServices(ctx context.Context, chosen []service, cfg serviceCon
 	if err != nil {
 		return err
 	}
+	openapi.Routes(api)
 	inner := process.Group{Drain: drainTime}
 	for _, s := range chosen {
 		pool, err := database.Open(ctx, cfg.Database, s.name, cfg.maxConns)

@@ -228,7 +228,7 @@ func (c *upCmd) welcome(ctx context.Context, n *node, e *engines, out io.Writer,
 	fmt.Fprintf(out, `%5.1fs  ready
 
   Console     %[2]s/
-  API         %[2]s/orders
+  API         %[2]s/docs
   Kafka       %[3]s
   Registry    %[4]s
   PostgreSQL  %[5]s
