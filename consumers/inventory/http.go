@@ -107,6 +107,7 @@ func (s *Service) putStock(api *httpapi.API, w http.ResponseWriter, r *http.Requ
 		return err
 	}
 	w.Header().Set("ETag", httpapi.ETag(now.Version))
+	w.Header().Set("Consistency-Token", api.Token("stock/"+now.SKU, now.Version))
 	return write(w, bodyOf(now))
 }
 

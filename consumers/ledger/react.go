@@ -10,6 +10,7 @@ import (
 
 	"converge/consumers/event"
 	"converge/producers/catalog"
+	"converge/producers/httpapi"
 	"converge/producers/outbox"
 	"converge/schemas"
 )
@@ -137,7 +138,7 @@ func checkTerms(terms Terms, openings []opening) error {
 		return event.Permanentf("a transfer moves nothing, or more than there is")
 	case !currency.MatchString(terms.Currency):
 		return event.Permanentf("a transfer's currency is none")
-	case !catalog.ValidID(terms.From) || !catalog.ValidID(terms.To) || terms.From == terms.To:
+	case !httpapi.Stored.Valid(terms.From) || !httpapi.Stored.Valid(terms.To) || terms.From == terms.To:
 		return event.Permanentf("a transfer needs two accounts")
 	case slices.ContainsFunc(openings, func(o opening) bool { return o.id != terms.From && o.id != terms.To }):
 		return event.Permanentf("a transfer opens an account that is not its own")
@@ -148,7 +149,7 @@ func checkTerms(terms Terms, openings []opening) error {
 
 func checkOpenings(openings []opening) error {
 	for _, o := range openings {
-		if !catalog.ValidID(o.id) || !currency.MatchString(o.currency) || o.balance < 0 || o.balance > maxAmount {
+		if !httpapi.Stored.Valid(o.id) || !currency.MatchString(o.currency) || o.balance < 0 || o.balance > maxAmount {
 			return event.Permanentf("an account is opened that cannot be")
 		}
 	}

@@ -43,11 +43,12 @@ SELECT own.prefix || c, c
 FROM unnest($1::text[]) AS c, unnest($2::text[]) AS own (prefix)
 ON CONFLICT DO NOTHING`
 
-// openSQL opens the accounts that are not there, and enters what they begin with.
+// openSQL opens the accounts that are not there, and enters what they begin with. An account named closed is the
+// test value: it refuses, whichever tenant's it is.
 const openSQL = `
 WITH opened AS (
-    INSERT INTO accounts (id, currency, balance)
-    SELECT u.id, u.currency, u.balance
+    INSERT INTO accounts (id, currency, balance, closed)
+    SELECT u.id, u.currency, u.balance, u.id LIKE '%/closed'
     FROM unnest($1::text[], $2::text[], $3::bigint[]) AS u (id, currency, balance)
     ON CONFLICT DO NOTHING
     RETURNING id, currency, balance),

@@ -36,6 +36,9 @@ type Config struct {
 	BodyTime time.Duration
 	// MaxInFlight bounds the requests that are processed at once; 0 means 512.
 	MaxInFlight int
+	// MaxWaiting bounds the requests that wait for a change, streams among them, beside those that are
+	// processed; 0 means 1024.
+	MaxWaiting int
 	// KeyWait bounds how long a request waits for another with its Idempotency-Key; 0 means 2 s.
 	KeyWait time.Duration
 	// Tokens says who may ask; the zero Tokens lets everybody in.
@@ -56,7 +59,8 @@ type API struct {
 	mux     *http.ServeMux
 	routes  []string
 	public  map[string]bool // patterns that need no token
-	slots   chan struct{}
+	slots   chan struct{}   // of those that are processed
+	waiting chan struct{}   // of those that wait
 	origin  *http.CrossOriginProtection
 	metrics *metrics
 }
@@ -75,6 +79,9 @@ func New(cfg Config) (*API, error) {
 	if cfg.MaxInFlight == 0 {
 		cfg.MaxInFlight = 512
 	}
+	if cfg.MaxWaiting == 0 {
+		cfg.MaxWaiting = 1024
+	}
 	if cfg.KeyWait == 0 {
 		cfg.KeyWait = 2 * time.Second
 	}
@@ -87,7 +94,7 @@ func New(cfg Config) (*API, error) {
 		return nil, err
 	}
 	a := &API{cfg: cfg, mux: http.NewServeMux(), public: map[string]bool{}, slots: make(chan struct{}, cfg.MaxInFlight),
-		origin: http.NewCrossOriginProtection(), metrics: m}
+		waiting: make(chan struct{}, cfg.MaxWaiting), origin: http.NewCrossOriginProtection(), metrics: m}
 	a.HandlePublic("GET /problems/{type}", problemPage)
 	return a, nil
 }
@@ -125,9 +132,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	recorder.Header().Set("X-Content-Type-Options", "nosniff")
 	r = r.WithContext(withRequest(r, id))
 	tenant, stranger := a.cfg.Tokens.tenant(r)
-	r = r.WithContext(context.WithValue(r.Context(), tenantKey{}, tenant))
+	taken := &place{}
+	r = r.WithContext(context.WithValue(context.WithValue(r.Context(), tenantKey{}, tenant), placeKey{}, taken))
 	handler, pattern := a.mux.Handler(r)
-	defer func() { a.finish(recorder, r, pattern, began, recover()) }()
+	defer func() { a.finish(recorder, r, pattern, began, taken.waited, recover()) }()
 	if r.ContentLength != 0 {
 		// Before it answers, net/http reads what is left of a body, also of one that no handler wants. It takes
 		// the deadline back when the body is whole.
@@ -143,7 +151,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	select {
 	case a.slots <- struct{}{}:
-		defer func() { <-a.slots }()
+		taken.inFlight = true
+		defer a.leave(taken)
 	default:
 		Fail(TooManyRequests, "").retryAfter(1).write(recorder)
 		return
@@ -157,7 +166,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // finish counts and logs a request. What it panicked with becomes its answer, if that has not begun; half an
 // answer, and none for a client that left, break the connection, for they must not look whole.
-func (a *API) finish(w *recorder, r *http.Request, pattern string, began time.Time, panicked any) {
+func (a *API) finish(w *recorder, r *http.Request, pattern string, began time.Time, waited bool, panicked any) {
 	id := requestID(r.Context())
 	if panicked != nil && panicked != http.ErrAbortHandler {
 		a.cfg.Logger.Error("request panicked", "request_id", id, "route", pattern, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))
@@ -166,7 +175,7 @@ func (a *API) finish(w *recorder, r *http.Request, pattern string, began time.Ti
 			panicked = nil
 		}
 	}
-	a.metrics.observe(r.Method, pattern, w.code(), time.Since(began))
+	a.metrics.observe(r.Method, pattern, w.code(), time.Since(began), waited)
 	a.cfg.Logger.Debug("request", "request_id", id, "method", r.Method, "route", pattern, "status", w.code(), "duration", time.Since(began))
 	if panicked != nil || w.status == clientLeft {
 		panic(http.ErrAbortHandler)

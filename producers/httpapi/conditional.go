@@ -92,9 +92,17 @@ func tags(lines []string) []string {
 // reports whether it answered.
 func NotModified(w http.ResponseWriter, r *http.Request, version int64) bool {
 	w.Header().Set("ETag", ETag(version))
+	if !noneMatches(r, version) {
+		return false
+	}
+	w.WriteHeader(http.StatusNotModified)
+	return true
+}
+
+// noneMatches reports whether If-None-Match names the version.
+func noneMatches(r *http.Request, version int64) bool {
 	for _, tag := range tags(r.Header.Values("If-None-Match")) {
 		if tag == "*" || strings.TrimPrefix(tag, "W/") == ETag(version) {
-			w.WriteHeader(http.StatusNotModified)
 			return true
 		}
 	}

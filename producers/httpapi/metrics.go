@@ -16,6 +16,7 @@ type metrics struct {
 	requests    *prometheus.CounterVec
 	seconds     *prometheus.HistogramVec
 	idempotency *prometheus.CounterVec
+	waiting     prometheus.Gauge
 }
 
 // What became of an Idempotency-Key.
@@ -34,12 +35,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "converge_api_requests_total",
 			Help: "Requests by route, method and status code. A rise of 5xx means trouble here, of 4xx with clients."}, []string{"route", "method", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "converge_api_request_seconds",
-			Help:    "Time from the request's head to the answer's end. A rise means that the database is slower.",
+			Help:    "Time from the request's head to the answer's end, without those that waited for a change or streamed. A rise means that the database is slower.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15)}, []string{"route", "method"}),
 		idempotency: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "converge_api_idempotency_total",
 			Help: "Requests with an Idempotency-Key by what became of the key. A rise of replayed means that clients retry."}, []string{"route", "result"}),
+		waiting: prometheus.NewGauge(prometheus.GaugeOpts{Name: "converge_api_waiting_requests",
+			Help: "Requests that wait for a change now, streams among them. At its bound, more are answered 429."}),
 	}
-	if err := errors.Join(reg.Register(m.requests), reg.Register(m.seconds), reg.Register(m.idempotency)); err != nil {
+	if err := errors.Join(reg.Register(m.requests), reg.Register(m.seconds), reg.Register(m.idempotency), reg.Register(m.waiting)); err != nil {
 		return nil, fmt.Errorf("registering the API's metrics: %w", err)
 	}
 	return m, nil
@@ -62,7 +65,7 @@ func (m *metrics) prepare(method, path string) {
 
 var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions}
 
-func (m *metrics) observe(method, pattern string, code int, took time.Duration) {
+func (m *metrics) observe(method, pattern string, code int, took time.Duration, waited bool) {
 	if !slices.Contains(methods, method) {
 		method = "other" // whoever calls chooses it: no label for each
 	}
@@ -71,5 +74,7 @@ func (m *metrics) observe(method, pattern string, code int, took time.Duration) 
 		path = "none"
 	}
 	m.requests.WithLabelValues(path, method, strconv.Itoa(code)).Inc()
-	m.seconds.WithLabelValues(path, method).Observe(took.Seconds())
+	if !waited { // it took as long as the client or the world wanted
+		m.seconds.WithLabelValues(path, method).Observe(took.Seconds())
+	}
 }

@@ -2,10 +2,8 @@ package orders
 
 import (
 	"context"
-	"math"
 	"net/http"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,10 +15,21 @@ import (
 
 // Routes adds what Orders answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("POST /orders", api.Idempotent(s.pool, "orders.place", s.post))
-	api.Handle("GET /orders/{id}", s.get(func(v *view) any { return s.orderBody(v) }))
-	api.Handle("GET /orders/{id}/status", s.get(func(v *view) any { return statusOf(v) }))
-	api.Handle("DELETE /orders/{id}", s.delete)
+	api.Handle("POST /orders", api.Idempotent(s.pool, "orders.place", s.post(api)))
+	api.Follow("/orders", s.progress())
+	api.Handle("DELETE /orders/{id}", func(w http.ResponseWriter, r *http.Request) error { return s.delete(api, w, r) })
+}
+
+// progress says how orders are followed.
+func (s *Service) progress() httpapi.Progress {
+	return httpapi.Progress{Name: "order", Pool: s.pool, VersionsSQL: versionsSQL, P90: s.metrics.P90,
+		Find: func(ctx context.Context, id uuid.UUID) (*httpapi.Followed, error) {
+			v, found, err := find(ctx, s.pool, id)
+			if err != nil || !found || !httpapi.Owns(ctx, v.customerID) {
+				return nil, err
+			}
+			return v.followed(), nil
+		}}
 }
 
 // accepted is the answer to POST /orders.
@@ -32,20 +41,9 @@ type accepted struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// status is what there is to know of an order's progress.
-type status struct {
-	ID          uuid.UUID        `json:"id"`
-	State       string           `json:"state"`
-	Reason      string           `json:"reason,omitempty"`
-	DetailState State            `json:"detail_state"`
-	Version     int64            `json:"version"`
-	UpdatedAt   time.Time        `json:"updated_at"`
-	Problem     *httpapi.Problem `json:"problem,omitempty"` // of a failed order
-}
-
 // body is an order whole.
 type body struct {
-	status
+	httpapi.Status
 	CustomerID string   `json:"customer_id"`
 	Items      []item   `json:"items"`
 	Total      money    `json:"total"`
@@ -57,45 +55,44 @@ type money struct {
 	Currency string `json:"currency"`
 }
 
-func statusOf(v *view) status {
-	st := status{
-		ID:          v.id,
-		State:       v.state.Public(),
-		Reason:      v.outcome.Reason(),
-		DetailState: v.state,
-		Version:     v.version,
-		UpdatedAt:   v.updatedAt.UTC(),
+// followed returns the order as it is and as it was at every version. Each entry of its history is one, and no
+// version changes anything else that is shown.
+func (v *view) followed() *httpapi.Followed {
+	f := &httpapi.Followed{CreatedAt: v.createdAt}
+	for _, c := range v.history {
+		f.Add(v.id, c.State.Public(), string(c.State), v.outcome.ReasonIn(c.State), c.At)
 	}
-	if v.state == Failed {
-		problem := httpapi.Outcome(v.outcome.Reason())
-		st.Problem = &problem
+	if len(f.Past) > 0 {
+		f.Whole = body{Status: f.Now(), CustomerID: httpapi.Bare(v.customerID), Items: v.items, Total: money{v.total, v.currency}, History: v.history}
 	}
-	return st
+	return f
 }
 
-func (s *Service) orderBody(v *view) body {
-	return body{status: statusOf(v), CustomerID: v.customerID, Items: v.items, Total: money{v.total, v.currency}, History: v.history}
+// post returns the effect of POST /orders.
+func (s *Service) post(api *httpapi.API) httpapi.Effect {
+	return func(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
+		p, err := readPlacement(b)
+		if err != nil {
+			return httpapi.Response{}, err
+		}
+		p.customerID = httpapi.Own(ctx, p.customerID)
+		v, err := s.place(ctx, tx, p)
+		if err != nil {
+			return httpapi.Response{}, err
+		}
+		location := "/orders/" + v.id.String()
+		return httpapi.JSON(http.StatusAccepted, accepted{
+			ID:        v.id,
+			State:     v.state.Public(),
+			Version:   v.version,
+			StatusURL: location + "/status",
+			CreatedAt: v.createdAt,
+		}, map[string]string{"Location": location, "Consistency-Token": token(api, v)})
+	}
 }
 
-// post is the effect of POST /orders.
-func (s *Service) post(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
-	p, err := readPlacement(b)
-	if err != nil {
-		return httpapi.Response{}, err
-	}
-	v, err := s.place(ctx, tx, p)
-	if err != nil {
-		return httpapi.Response{}, err
-	}
-	location := "/orders/" + v.id.String()
-	return httpapi.JSON(http.StatusAccepted, accepted{
-		ID:        v.id,
-		State:     v.state.Public(),
-		Version:   v.version,
-		StatusURL: location + "/status",
-		CreatedAt: v.createdAt,
-	}, map[string]string{"Location": location})
-}
+// token returns what a read model that is to show the order is given.
+func token(api *httpapi.API, v *view) string { return api.Token("orders/"+v.id.String(), v.version) }
 
 const (
 	maxItems    = 50
@@ -129,52 +126,11 @@ func readPlacement(b *httpapi.Body) (placement, error) {
 	return p, b.Err()
 }
 
-// get returns the handler that shows an order.
-func (s *Service) get(show func(*view) any) httpapi.Handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		v, err := s.lookup(r)
-		if err != nil {
-			return err
-		}
-		s.advise(w, v)
-		if httpapi.NotModified(w, r, v.version) {
-			return nil
-		}
-		response, err := httpapi.JSON(http.StatusOK, show(v), nil)
-		if err != nil {
-			return err
-		}
-		return response.Write(w)
-	}
-}
-
-func (s *Service) lookup(r *http.Request) (*view, error) {
-	id, ok := parseID(r.PathValue("id"))
-	if !ok {
-		return nil, noOrder()
-	}
-	v, found, err := find(r.Context(), s.pool, id)
-	if err == nil && !found {
-		err = noOrder()
-	}
-	return v, err
-}
-
 func noOrder() error { return httpapi.Fail(httpapi.NotFound, "there is no such order") }
 
-// advise tells a client when to ask again: when nine of ten orders would have ended.
-func (s *Service) advise(w http.ResponseWriter, v *view) {
-	w.Header().Set("Cache-Control", "no-cache")
-	if v.state.Terminal() {
-		return
-	}
-	left := s.metrics.P90() - time.Since(v.createdAt)
-	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(left.Seconds())))))
-}
-
 // delete answers DELETE /orders/{id}: 202 means that the order will end FAILED, cancelled.
-func (s *Service) delete(w http.ResponseWriter, r *http.Request) error {
-	id, ok := parseID(r.PathValue("id"))
+func (s *Service) delete(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
+	id, ok := httpapi.PathID(r)
 	if !ok {
 		return noOrder()
 	}
@@ -195,8 +151,9 @@ func (s *Service) delete(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	s.advise(w, v)
-	response, err := httpapi.JSON(http.StatusAccepted, statusOf(v), map[string]string{"ETag": httpapi.ETag(v.version)})
+	f := v.followed()
+	s.progress().Advise(w, f)
+	response, err := httpapi.JSON(http.StatusAccepted, f.Now(), map[string]string{"ETag": httpapi.ETag(v.version), "Consistency-Token": token(api, v)})
 	if err != nil {
 		return err
 	}

@@ -19,22 +19,28 @@ import (
 
 // client talks to Orders over real HTTP.
 type client struct {
-	t    *testing.T
-	w    *world
-	base string
+	t     *testing.T
+	w     *world
+	base  string
+	token string // of whom it speaks for; "" sends none
 }
 
 func newClient(t *testing.T) *client {
 	t.Helper()
+	return newClientOf(t, httpapi.Config{})
+}
+
+func newClientOf(t *testing.T, cfg httpapi.Config) *client {
+	t.Helper()
 	w := newWorld(t, 1, time.Hour, time.Hour)
-	api, err := httpapi.New(httpapi.Config{})
+	api, err := httpapi.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.orders.Routes(api)
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
-	return &client{t, w, server.URL}
+	return &client{t, w, server.URL, ""}
 }
 
 type reply struct {
@@ -52,6 +58,9 @@ func (c *client) do(method, path, body string, headers ...string) reply {
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])

@@ -162,6 +162,14 @@ func (o *order) tell(in orders.Input) error {
 	if at != next.State() {
 		return fmt.Errorf("by %s the path ends in %s, the state is %s", in, at, next.State())
 	}
+	// What a status shows is in the states that were entered and in how it ended: nothing of it changes without a
+	// version, and what a version showed can be told at the end.
+	if next.Outcome != before.Outcome && len(entered) == 0 {
+		return fmt.Errorf("the outcome became %s by %s and no version tells", next.Outcome, in)
+	}
+	if then, now := next.Outcome.Reason(), next.Outcome.ReasonIn(next.State()); then != now {
+		return fmt.Errorf("%s has the reason %q, and later %q", next.State(), then, now)
+	}
 	o.saga = next
 	if announcement := next.Outcome.Announcement(); before.Outcome == orders.Undecided && announcement != "" {
 		return o.emit(announcement)

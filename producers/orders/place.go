@@ -11,13 +11,14 @@ import (
 
 	"converge/internal/pipeline"
 	"converge/producers/catalog"
+	"converge/producers/httpapi"
 	"converge/producers/outbox"
 	"converge/schemas"
 )
 
 // placement is what a customer asks for. Every SKU is in the catalog.
 type placement struct {
-	customerID string
+	customerID string // as stored
 	items      []item
 	method     string
 	country    string
@@ -85,7 +86,8 @@ func (s *Service) place(ctx context.Context, tx pgx.Tx, p placement) (*view, err
 }
 
 // cancel takes an order back, if it is still to be had: accepted says that it will end FAILED,
-// cancelled. found is false when there is no such order. Cancelling again is accepted again and changes
+// cancelled. found is false when there is no such order of
+// the context's tenant. Cancelling again is accepted again and changes
 // nothing.
 func (s *Service) cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (found, accepted bool, err error) {
 	orders, err := lockOne(ctx, tx, id)
@@ -93,7 +95,7 @@ func (s *Service) cancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) (found, a
 		return false, false, err
 	}
 	o, ok := orders[id]
-	if !ok {
+	if !ok || !httpapi.Owns(ctx, o.customerID) {
 		return false, false, nil
 	}
 	eventID, err := uuid.NewV7()

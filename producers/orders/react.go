@@ -163,7 +163,7 @@ func (s *Service) move(o *order, in Input, by uuid.UUID, why outbox.Cause, ids e
 				CustomerID:  o.customerID,
 				State:       state.Public(),
 				DetailState: string(state),
-				Reason:      reason(next, state),
+				Reason:      next.Outcome.ReasonIn(state),
 				TotalAmount: o.total,
 				Currency:    o.currency,
 			}})
@@ -180,16 +180,6 @@ func (s *Service) move(o *order, in Input, by uuid.UUID, why outbox.Cause, ids e
 }
 
 const aggregate = "order"
-
-// reason returns why an order in the state fails. A state passed on the way to failure has none yet.
-func reason(s Saga, state State) string {
-	switch state {
-	case Compensating, Stuck, Failed:
-		return s.Outcome.Reason()
-	default:
-		return ""
-	}
-}
 
 // later keeps the times of an order from running backwards when another process's clock was ahead.
 func later(now, last time.Time) time.Time {

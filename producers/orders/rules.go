@@ -132,6 +132,17 @@ func (o Outcome) Reason() string {
 	return string(o)
 }
 
+// ReasonIn returns why an order of this outcome fails that is, or was, in the state. A state passed on the way to
+// failure has none yet.
+func (o Outcome) ReasonIn(state State) string {
+	switch state {
+	case Compensating, Stuck, Failed:
+		return o.Reason()
+	default:
+		return ""
+	}
+}
+
 // Announcement returns the type of the event that tells the others of the outcome, "" when they know it
 // already: they brought it about.
 func (o Outcome) Announcement() string {

@@ -422,7 +422,8 @@ func (w *world) check(t *testing.T) {
 // checkHistory: the history walks the table, and the announced versions are the ones that it has.
 func checkHistory(t *testing.T, v *view, versions []int64) {
 	t.Helper()
-	if int64(len(v.history)) != v.version || v.history[0].State != Pending || v.history[v.version-1].State != v.state {
+	if int64(len(v.history)) != v.version || v.history[0].State != Pending || v.history[v.version-1].State != v.state ||
+		!v.history[v.version-1].At.Equal(v.updatedAt) {
 		t.Errorf("order %s: version %d, %s, history %+v", v.id, v.version, v.state, v.history)
 		return
 	}

@@ -204,6 +204,11 @@ FROM orders
 WHERE due_at IS NOT NULL
 GROUP BY state`
 
+const versionsSQL = `
+SELECT id, version
+FROM orders
+WHERE id = ANY($1)`
+
 // view is what the API shows of an order.
 type view struct {
 	id         uuid.UUID

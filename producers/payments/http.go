@@ -14,9 +14,9 @@ import (
 
 // Routes adds what Payments answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("POST /payments", api.Idempotent(s.pool, "payments.pay", s.post))
+	api.Handle("POST /payments", api.Idempotent(s.pool, "payments.pay", s.post(api)))
 	api.Handle("GET /payments", s.list)
-	api.Handle("GET /payments/{id}", s.get)
+	api.Handle("GET /payments/{id}", s.get(api.Watch(s.pool, versionsSQL)))
 }
 
 // body is a payment.
@@ -36,49 +36,71 @@ func bodyOf(p *payment) body {
 
 var currency = httpapi.Matching(`^[A-Z]{3}$`, "must be an ISO 4217 code, as in USD")
 
-// post is the effect of POST /payments. The slow and the failing card act in sagas only.
-func (s *Service) post(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
-	o := b.Object()
-	orderID := o.IDOrNumber("order_id")
-	amount := o.Int("amount", 1, httpapi.MaxInt)
-	terms := terms{
-		amount:   &amount,
-		currency: o.OptionalString("currency", catalog.Currency, currency),
-		method:   o.OptionalString("payment_method", catalog.CardOK, httpapi.OneOf(catalog.PaymentMethods()...)),
+// post returns the effect of POST /payments. The slow and the failing card act in sagas only.
+func (s *Service) post(api *httpapi.API) httpapi.Effect {
+	return func(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
+		o := b.Object()
+		orderID := o.IDOrNumber("order_id")
+		amount := o.Int("amount", 1, httpapi.MaxInt)
+		terms := terms{
+			amount:   &amount,
+			currency: o.OptionalString("currency", catalog.Currency, currency),
+			method:   o.OptionalString("payment_method", catalog.CardOK, httpapi.OneOf(catalog.PaymentMethods()...)),
+		}
+		if err := b.Err(); err != nil {
+			return httpapi.Response{}, err
+		}
+		if terms.method == catalog.CardDeclined {
+			return httpapi.Refusal("payment-declined", "")
+		}
+		p, err := insert(ctx, tx, httpapi.Tenant(ctx), orderID, terms)
+		if err != nil {
+			return httpapi.Response{}, err
+		}
+		return httpapi.JSON(http.StatusCreated, bodyOf(p), map[string]string{
+			"Location":          "/payments/" + p.id.String(),
+			"ETag":              httpapi.ETag(p.version),
+			"Consistency-Token": api.Token("payments/"+p.id.String(), p.version),
+		})
 	}
-	if err := b.Err(); err != nil {
-		return httpapi.Response{}, err
-	}
-	if terms.method == catalog.CardDeclined {
-		return httpapi.Refusal("payment-declined", "")
-	}
-	p, err := insert(ctx, tx, orderID, terms)
-	if err != nil {
-		return httpapi.Response{}, err
-	}
-	return httpapi.JSON(http.StatusCreated, bodyOf(p), map[string]string{
-		"Location": "/payments/" + p.id.String(),
-		"ETag":     httpapi.ETag(p.version),
-	})
 }
 
-func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
-	text := r.PathValue("id")
-	id, err := uuid.Parse(text)
-	if err != nil || id.String() != text {
-		return noPayment()
+// get returns the handler that shows a payment, and waits for its next version under Prefer: wait.
+func (s *Service) get(watch *httpapi.Watch) httpapi.Handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		p, err := s.lookup(r)
+		if err != nil {
+			return err
+		}
+		waited, err := watch.Await(w, r, p.id, p.version, p.final())
+		if err == nil && waited {
+			p, err = s.lookup(r)
+		}
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Cache-Control", "no-cache")
+		if httpapi.NotModified(w, r, p.version) {
+			return nil
+		}
+		return write(w, bodyOf(p))
+	}
+}
+
+// lookup returns the payment of the request's path.
+func (s *Service) lookup(r *http.Request) (*payment, error) {
+	id, ok := httpapi.PathID(r)
+	if !ok {
+		return nil, noPayment()
 	}
 	found, err := read(r.Context(), s.pool, oneSQL, id)
+	if err == nil && len(found) == 0 {
+		err = noPayment()
+	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(found) == 0 {
-		return noPayment()
-	}
-	if httpapi.NotModified(w, r, found[0].version) {
-		return nil
-	}
-	return write(w, bodyOf(found[0]))
+	return found[0], nil
 }
 
 func noPayment() error { return httpapi.Fail(httpapi.NotFound, "there is no such payment") }

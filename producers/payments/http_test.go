@@ -13,11 +13,17 @@ import (
 
 	"converge/producers/catalog"
 	"converge/producers/httpapi"
+	"converge/schemas"
 )
 
 func serve(t *testing.T, s *Service) func(method, path, body string, headers ...string) *httptest.ResponseRecorder {
 	t.Helper()
-	api, err := httpapi.New(httpapi.Config{})
+	return serveAs(t, s, httpapi.Config{})
+}
+
+func serveAs(t *testing.T, s *Service, cfg httpapi.Config) func(method, path, body string, headers ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	api, err := httpapi.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,5 +153,66 @@ func TestAPaymentOfASagaIsListedWithItsState(t *testing.T) {
 	}
 	if list := do("GET", "/payments?order_id=o-1", ""); !strings.Contains(list.Body.String(), `"state":"VOIDED"`) {
 		t.Errorf("%s", list.Body)
+	}
+}
+
+// Whose a payment of a saga is, the order's customer tells.
+func TestAPaymentIsItsTenantsAlone(t *testing.T) {
+	tokens, err := httpapi.ReadTokens(strings.NewReader("token-a acme\ntoken-b bolt\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, pool := open(t, time.Hour)
+	do := serveAs(t, s, httpapi.Config{Tokens: tokens})
+	e := newEvent(t, "StockReserved", schemas.StockReserved{OrderID: "o-1", CustomerID: "acme/c-1", TotalAmount: 700, Currency: "USD", PaymentMethod: catalog.CardSlow, ShipCountry: "DE"})
+	if err := apply(t.Context(), s, pool, e); err != nil {
+		t.Fatal(err)
+	}
+	posted := do("POST", "/payments", `{"order_id":"o-1","amount":5}`, "Idempotency-Key", "k", "Authorization", "Bearer token-a")
+	if posted.Code != 201 || !strings.Contains(posted.Body.String(), `"order_id":"o-1"`) || posted.Header().Get("Consistency-Token") == "" {
+		t.Errorf("%d %v %s", posted.Code, posted.Header(), posted.Body)
+	}
+	// What happens later to a payment leaves it its tenant's.
+	if err := apply(t.Context(), s, pool, cancelled(t, "o-1")); err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Items []body `json:"items"`
+	}
+	if err := json.Unmarshal(do("GET", "/payments?order_id=o-1", "", "Authorization", "Bearer token-a").Body.Bytes(), &list); err != nil || len(list.Items) != 2 {
+		t.Fatalf("%v %+v", err, list)
+	}
+	if other := do("GET", "/payments?order_id=o-1", "", "Authorization", "Bearer token-b"); other.Body.String() != `{"items":[]}` {
+		t.Errorf("another tenant's payments: %s", other.Body)
+	}
+	for _, p := range list.Items {
+		for token, code := range map[string]int{"token-a": 200, "token-b": 404} {
+			for _, method := range []string{"GET", "HEAD"} {
+				if got := do(method, "/payments/"+p.ID.String(), "", "Authorization", "Bearer "+token, "Prefer", "wait=5"); got.Code != code {
+					t.Errorf("%s's %s of %s: %d %s", token, method, p.State, got.Code, got.Body)
+				}
+			}
+		}
+	}
+}
+
+func TestWhoWaitsForAPaymentLearnsOfIt(t *testing.T) {
+	s, pool := open(t, time.Hour)
+	do := serve(t, s)
+	if err := apply(t.Context(), s, pool, reserved(t, "o-1", catalog.CardOK)); err != nil {
+		t.Fatal(err)
+	}
+	var id string
+	if err := pool.QueryRow(t.Context(), "SELECT id::text FROM payments").Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan *httptest.ResponseRecorder)
+	go func() { answer <- do("GET", "/payments/"+id, "", "Prefer", "wait=30", "If-None-Match", `"1"`) }()
+	if err := apply(t.Context(), s, pool, cancelled(t, "o-1")); err != nil {
+		t.Fatal(err)
+	}
+	got := <-answer
+	if got.Code != 200 || !strings.Contains(got.Body.String(), `"VOIDED"`) || got.Header().Get("Preference-Applied") != "wait=30" || got.Header().Get("ETag") != `"2"` {
+		t.Errorf("%d %v %s", got.Code, got.Header(), got.Body)
 	}
 }

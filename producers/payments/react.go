@@ -8,6 +8,7 @@ import (
 
 	"converge/consumers/event"
 	"converge/producers/catalog"
+	"converge/producers/httpapi"
 	"converge/producers/outbox"
 	"converge/schemas"
 )
@@ -27,7 +28,8 @@ func (s *Service) Handler() event.Handler {
 type request struct {
 	event   *event.Event
 	orderID string
-	terms   terms // of a StockReserved
+	terms   terms  // of a StockReserved
+	tenant  string // of a StockReserved
 }
 
 // apply takes the events through the rules, in their order.
@@ -57,7 +59,7 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 			continue
 		}
 		if row.state == Untouched {
-			row.terms = r.terms
+			row.terms, row.tenant = r.terms, r.tenant
 		}
 		row.state, row.changed, changed = next, true, true
 		row.version++
@@ -87,6 +89,7 @@ func (s *Service) read(ctx context.Context, e *event.Event) (request, error) {
 			err = event.Permanentf("an order asks for less than nothing")
 		}
 		r.orderID = data.OrderID
+		r.tenant = httpapi.TenantOf(data.CustomerID)
 		r.terms = terms{&data.TotalAmount, data.Currency, data.PaymentMethod, data.ShipCountry}
 	case "ShipmentFailed":
 		var data schemas.ShipmentFailed

@@ -18,6 +18,9 @@ const (
 	Voided     State = "VOIDED"
 )
 
+// Final reports whether no input leaves the state.
+func (s State) Final() bool { return s == Voided }
+
 // What Payments says; "" is nothing.
 const (
 	SaidAuthorized = "PaymentAuthorized"

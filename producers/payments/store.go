@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"converge/internal/pipeline"
+	"converge/producers/httpapi"
 )
 
 // Migrations creates the payments in the schema that search_path names first.
@@ -24,6 +25,8 @@ var Migrations embed.FS
 type payment struct {
 	id      uuid.UUID
 	orderID string
+	tenant  string
+	saga    bool // else it was posted
 	state   State
 	terms   terms
 	version int64
@@ -33,6 +36,9 @@ type payment struct {
 
 	changed bool
 }
+
+// final reports whether the payment will never change. One that was posted is done.
+func (p *payment) final() bool { return !p.saga || p.state.Final() }
 
 // terms is what a payment is about.
 type terms struct {
@@ -45,12 +51,12 @@ type terms struct {
 // cause is what a slow card's answer follows from.
 type cause struct{ correlationID, causationID string }
 
-const columns = `id, order_id, state, amount, currency, payment_method, ship_country, version,
+const columns = `id, order_id, tenant, saga, state, amount, currency, payment_method, ship_country, version,
        correlation_id, causation_id, created_at, updated_at`
 
 func scan(rows pgx.CollectableRow) (*payment, error) {
 	var p payment
-	err := rows.Scan(&p.id, &p.orderID, &p.state, &p.terms.amount, &p.terms.currency, &p.terms.method, &p.terms.country,
+	err := rows.Scan(&p.id, &p.orderID, &p.tenant, &p.saga, &p.state, &p.terms.amount, &p.terms.currency, &p.terms.method, &p.terms.country,
 		&p.version, &p.cause.correlationID, &p.cause.causationID, &p.createdAt, &p.updatedAt)
 	return &p, err
 }
@@ -114,16 +120,18 @@ SET state = u.state,
     version = u.version,
     correlation_id = u.correlation_id,
     causation_id = u.causation_id,
+    tenant = u.tenant,
     updated_at = now(),
     due_at = CASE WHEN u.state = 'PENDING' THEN now() + $10::interval END
-FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[])
-     AS u (id, state, amount, currency, method, country, version, correlation_id, causation_id)
+FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[],
+            $11::text[])
+     AS u (id, state, amount, currency, method, country, version, correlation_id, causation_id, tenant)
 WHERE p.id = u.id`
 
 // save writes the payments that changed. One that waits for a slow card is due after the delay.
 func save(ctx context.Context, tx pgx.Tx, rows map[string]*payment, delay time.Duration) error {
 	var ids []uuid.UUID
-	var states, currencies, methods, countries, correlations, causations []string
+	var states, currencies, methods, countries, correlations, causations, tenants []string
 	var amounts []*int64
 	var versions []int64
 	for _, key := range slices.Sorted(maps.Keys(rows)) {
@@ -133,10 +141,10 @@ func save(ctx context.Context, tx pgx.Tx, rows map[string]*payment, delay time.D
 		}
 		ids, states, amounts = append(ids, p.id), append(states, string(p.state)), append(amounts, p.terms.amount)
 		currencies, methods, countries = append(currencies, p.terms.currency), append(methods, p.terms.method), append(countries, p.terms.country)
-		versions = append(versions, p.version)
+		versions, tenants = append(versions, p.version), append(tenants, p.tenant)
 		correlations, causations = append(correlations, p.cause.correlationID), append(causations, p.cause.causationID)
 	}
-	if err := pipeline.Exec(ctx, tx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay); err != nil {
+	if err := pipeline.Exec(ctx, tx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay, tenants); err != nil {
 		return fmt.Errorf("saving payments: %w", err)
 	}
 	return nil
@@ -165,20 +173,20 @@ func due(ctx context.Context, tx pgx.Tx, limit int) ([]*payment, error) {
 }
 
 const insertSQL = `
-INSERT INTO payments (id, order_id, saga, state, amount, currency, payment_method, version, created_at, updated_at)
-VALUES ($1, $2, false, 'AUTHORIZED', $3, $4, $5, 1, $6, $6)`
+INSERT INTO payments (id, order_id, tenant, saga, state, amount, currency, payment_method, version, created_at, updated_at)
+VALUES ($1, $2, $3, false, 'AUTHORIZED', $4, $5, $6, 1, $7, $7)`
 
 // insert writes a payment that was posted.
-func insert(ctx context.Context, tx pgx.Tx, orderID string, terms terms) (*payment, error) {
+func insert(ctx context.Context, tx pgx.Tx, tenant, orderID string, terms terms) (*payment, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("making a payment id: %w", err)
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
-	if err := pipeline.Exec(ctx, tx, insertSQL, id, orderID, terms.amount, terms.currency, terms.method, now); err != nil {
+	if err := pipeline.Exec(ctx, tx, insertSQL, id, orderID, tenant, terms.amount, terms.currency, terms.method, now); err != nil {
 		return nil, fmt.Errorf("writing a payment: %w", err)
 	}
-	return &payment{id: id, orderID: orderID, state: Authorized, terms: terms, version: 1, createdAt: now, updatedAt: now}, nil
+	return &payment{id: id, orderID: orderID, tenant: tenant, state: Authorized, terms: terms, version: 1, createdAt: now, updatedAt: now}, nil
 }
 
 // A tombstone is no payment: nothing was ever asked for.
@@ -187,19 +195,27 @@ const (
 SELECT ` + columns + `
 FROM payments
 WHERE id = $1
+  AND tenant = $2
   AND amount IS NOT NULL`
 
 	ofOrderSQL = `
 SELECT ` + columns + `
 FROM payments
 WHERE order_id = $1
+  AND tenant = $2
   AND amount IS NOT NULL
 ORDER BY created_at, id`
 )
 
-// read returns the payments that a statement finds.
+// versionsSQL says nothing of whose they are: who asks has read them.
+const versionsSQL = `
+SELECT id, version
+FROM payments
+WHERE id = ANY($1)`
+
+// read returns the payments of the context's tenant that a statement finds.
 func read(ctx context.Context, pool *pgxpool.Pool, sql string, arg any) ([]*payment, error) {
-	rows, err := pool.Query(ctx, sql, arg)
+	rows, err := pool.Query(ctx, sql, arg, httpapi.Tenant(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("reading payments: %w", err)
 	}

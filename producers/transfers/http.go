@@ -2,10 +2,7 @@ package transfers
 
 import (
 	"context"
-	"math"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,11 +14,22 @@ import (
 
 // Routes adds what Transfers answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("POST /transfers", api.Idempotent(s.pool, "transfers.request", s.postTransfer))
-	api.Handle("GET /transfers/{id}", s.get(func(v *view) any { return bodyOf(v) }))
-	api.Handle("GET /transfers/{id}/status", s.get(func(v *view) any { return statusOf(v) }))
-	api.Handle("POST /accounts", api.Idempotent(s.pool, "accounts.open", s.postAccount))
+	api.Handle("POST /transfers", api.Idempotent(s.pool, "transfers.request", s.postTransfer(api)))
+	api.Follow("/transfers", s.progress())
+	api.Handle("POST /accounts", api.Idempotent(s.pool, "accounts.open", s.postAccount(api)))
 	api.Handle("GET /accounts/{id}", s.getAccount)
+}
+
+// progress says how transfers are followed. One is of the tenant whose account pays.
+func (s *Service) progress() httpapi.Progress {
+	return httpapi.Progress{Name: "transfer", Pool: s.pool, VersionsSQL: versionsSQL, P90: s.metrics.P90,
+		Find: func(ctx context.Context, id uuid.UUID) (*httpapi.Followed, error) {
+			v, found, err := find(ctx, s.pool, id)
+			if err != nil || !found || !httpapi.Owns(ctx, v.terms.from) {
+				return nil, err
+			}
+			return v.followed(), nil
+		}}
 }
 
 // accepted is the answer to POST /transfers.
@@ -33,20 +41,9 @@ type accepted struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// status is what there is to know of a transfer's progress.
-type status struct {
-	ID          uuid.UUID        `json:"id"`
-	State       string           `json:"state"`
-	Reason      string           `json:"reason,omitempty"`
-	DetailState State            `json:"detail_state"`
-	Version     int64            `json:"version"`
-	UpdatedAt   time.Time        `json:"updated_at"`
-	Problem     *httpapi.Problem `json:"problem,omitempty"` // of a failed transfer
-}
-
 // body is a transfer whole.
 type body struct {
-	status
+	httpapi.Status
 	FromAccount string   `json:"from_account"`
 	ToAccount   string   `json:"to_account"`
 	Amount      int64    `json:"amount"` // minor units
@@ -54,40 +51,54 @@ type body struct {
 	History     []change `json:"history"`
 }
 
-// titles says what became of a transfer that failed.
-var titles = map[string]string{
-	InsufficientFunds: "There is not enough money on the account",
-	AccountNotFound:   "There is no such account in this currency",
-	AccountClosed:     "The account is closed",
-	TimedOut:          "It was not finished in time",
-}
-
-func statusOf(v *view) status {
-	st := status{
-		ID:          v.id,
-		State:       v.saga.State.Public(),
-		Reason:      v.saga.Reason,
-		DetailState: v.saga.State,
-		Version:     v.version,
-		UpdatedAt:   v.updatedAt.UTC(),
+// followed returns the transfer as it is and as it was at every version. Each entry of its history is one, and no
+// version changes anything else that is shown.
+func (v *view) followed() *httpapi.Followed {
+	f := &httpapi.Followed{CreatedAt: v.createdAt}
+	reason := ""
+	for _, c := range v.history {
+		if c.State.Fails() {
+			reason = v.saga.Reason
+		}
+		f.Add(v.id, c.State.Public(), string(c.State), reason, c.At)
 	}
-	if v.saga.State == Failed {
-		st.Problem = &httpapi.Problem{Type: "/problems/" + strings.ReplaceAll(v.saga.Reason, "_", "-"), Title: titles[v.saga.Reason]}
+	if len(f.Past) > 0 {
+		f.Whole = body{Status: f.Now(), FromAccount: httpapi.Bare(v.terms.from), ToAccount: httpapi.Bare(v.terms.to), Amount: v.terms.amount,
+			Currency: v.terms.currency, History: v.history}
 	}
-	return st
-}
-
-func bodyOf(v *view) body {
-	return body{status: statusOf(v), FromAccount: v.terms.from, ToAccount: v.terms.to, Amount: v.terms.amount, Currency: v.terms.currency, History: v.history}
+	return f
 }
 
 var currency = httpapi.Matching(`^[A-Z]{3}$`, "must be an ISO 4217 code, as in USD")
 
-// postTransfer is the effect of POST /transfers. What only the Ledger can know, whether the money is there,
+// postTransfer returns the effect of POST /transfers. What only the Ledger can know, whether the money is there,
 // is not asked here.
-func (s *Service) postTransfer(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
+func (s *Service) postTransfer(api *httpapi.API) httpapi.Effect {
+	return func(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
+		asked, known, err := readTransfer(ctx, tx, b)
+		if err != nil {
+			return httpapi.Response{}, err
+		}
+		v, err := s.request(ctx, tx, asked, known)
+		if err != nil {
+			return httpapi.Response{}, err
+		}
+		location := "/transfers/" + v.id.String()
+		return httpapi.JSON(http.StatusAccepted, accepted{
+			ID:        v.id,
+			State:     v.saga.State.Public(),
+			Version:   v.version,
+			StatusURL: location + "/status",
+			CreatedAt: v.createdAt,
+		}, map[string]string{"Location": location, "Consistency-Token": api.Token("transfers/"+v.id.String(), v.version)})
+	}
+}
+
+// readTransfer reads the body of POST /transfers, and says of everything that is wrong with it. known are those of
+// the accounts that are open.
+func readTransfer(ctx context.Context, tx pgx.Tx, b *httpapi.Body) (asked terms, known []account, err error) {
 	o := b.Object()
-	asked := terms{
+	asked = terms{
 		from:     o.String("from_account", httpapi.ID),
 		to:       o.String("to_account", httpapi.ID),
 		amount:   o.Int("amount", 1, httpapi.MaxInt),
@@ -96,9 +107,9 @@ func (s *Service) postTransfer(ctx context.Context, tx pgx.Tx, _ *http.Request, 
 	if asked.from != "" && asked.from == asked.to {
 		o.Fail("to_account", "must not be the account that pays")
 	}
-	known, err := findAccounts(ctx, tx, asked.from, asked.to)
-	if err != nil {
-		return httpapi.Response{}, err
+	asked.from, asked.to = httpapi.Own(ctx, asked.from), httpapi.Own(ctx, asked.to)
+	if known, err = findAccounts(ctx, tx, asked.from, asked.to); err != nil {
+		return asked, nil, err
 	}
 	for _, a := range known {
 		if asked.currency != "" && asked.currency != a.currency {
@@ -106,55 +117,7 @@ func (s *Service) postTransfer(ctx context.Context, tx pgx.Tx, _ *http.Request, 
 			break
 		}
 	}
-	if err := b.Err(); err != nil {
-		return httpapi.Response{}, err
-	}
-	v, err := s.request(ctx, tx, asked, known)
-	if err != nil {
-		return httpapi.Response{}, err
-	}
-	location := "/transfers/" + v.id.String()
-	return httpapi.JSON(http.StatusAccepted, accepted{
-		ID:        v.id,
-		State:     v.saga.State.Public(),
-		Version:   v.version,
-		StatusURL: location + "/status",
-		CreatedAt: v.createdAt,
-	}, map[string]string{"Location": location})
-}
-
-// get returns the handler that shows a transfer.
-func (s *Service) get(show func(*view) any) httpapi.Handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		id, ok := parseID(r.PathValue("id"))
-		if !ok {
-			return noTransfer()
-		}
-		v, found, err := find(r.Context(), s.pool, id)
-		if err != nil {
-			return err
-		}
-		if !found {
-			return noTransfer()
-		}
-		s.advise(w, v)
-		if httpapi.NotModified(w, r, v.version) {
-			return nil
-		}
-		return write(w, show(v))
-	}
-}
-
-func noTransfer() error { return httpapi.Fail(httpapi.NotFound, "there is no such transfer") }
-
-// advise tells a client when to ask again: when nine of ten transfers would have ended.
-func (s *Service) advise(w http.ResponseWriter, v *view) {
-	w.Header().Set("Cache-Control", "no-cache")
-	if v.saga.State.Terminal() {
-		return
-	}
-	left := s.metrics.P90() - time.Since(v.createdAt)
-	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(left.Seconds())))))
+	return asked, known, b.Err()
 }
 
 // accountBody is an account. Its balance is what the Ledger last said; when a transfer has ended, what it did
@@ -166,32 +129,38 @@ type accountBody struct {
 	Version  int64  `json:"version"`
 }
 
-func accountBodyOf(a account) accountBody { return accountBody{a.id, a.currency, a.balance, a.version} }
+func accountBodyOf(a account) accountBody {
+	return accountBody{httpapi.Bare(a.id), a.currency, a.balance, a.version}
+}
 
-// postAccount is the effect of POST /accounts.
-func (s *Service) postAccount(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
-	o := b.Object()
-	a := account{
-		id:       o.String("id", httpapi.ID),
-		currency: o.OptionalString("currency", catalog.Currency, currency),
-		opening:  o.Int("opening_balance", 0, httpapi.MaxInt),
-		version:  1,
+// postAccount returns the effect of POST /accounts.
+func (s *Service) postAccount(api *httpapi.API) httpapi.Effect {
+	return func(ctx context.Context, tx pgx.Tx, _ *http.Request, b *httpapi.Body) (httpapi.Response, error) {
+		o := b.Object()
+		id := o.String("id", httpapi.ID)
+		a := account{
+			id:       httpapi.Own(ctx, id),
+			currency: o.OptionalString("currency", catalog.Currency, currency),
+			opening:  o.Int("opening_balance", 0, httpapi.MaxInt),
+			version:  1,
+		}
+		a.balance = a.opening
+		if err := b.Err(); err != nil {
+			return httpapi.Response{}, err
+		}
+		taken, err := s.open(ctx, tx, a)
+		if err != nil {
+			return httpapi.Response{}, err
+		}
+		if taken {
+			return httpapi.Refusal(httpapi.Conflict, "there is an account of this id")
+		}
+		return httpapi.JSON(http.StatusCreated, accountBodyOf(a), map[string]string{
+			"Location":          "/accounts/" + id,
+			"ETag":              httpapi.ETag(a.version),
+			"Consistency-Token": api.Token("accounts/"+a.id, a.version),
+		})
 	}
-	a.balance = a.opening
-	if err := b.Err(); err != nil {
-		return httpapi.Response{}, err
-	}
-	taken, err := s.open(ctx, tx, a)
-	if err != nil {
-		return httpapi.Response{}, err
-	}
-	if taken {
-		return httpapi.Refusal(httpapi.Conflict, "there is an account of this id")
-	}
-	return httpapi.JSON(http.StatusCreated, accountBodyOf(a), map[string]string{
-		"Location": "/accounts/" + a.id,
-		"ETag":     httpapi.ETag(a.version),
-	})
 }
 
 func (s *Service) getAccount(w http.ResponseWriter, r *http.Request) error {
@@ -199,7 +168,7 @@ func (s *Service) getAccount(w http.ResponseWriter, r *http.Request) error {
 	if !catalog.ValidID(id) {
 		return noAccount()
 	}
-	found, err := findAccounts(r.Context(), s.pool, id)
+	found, err := findAccounts(r.Context(), s.pool, httpapi.Own(r.Context(), id))
 	if err != nil {
 		return err
 	}

@@ -136,6 +136,12 @@ func (tr *transfer) tell(in transfers.Input) error {
 		}
 		at = state
 	}
+	// What a status shows is in the states that were entered and in how it ended: the reason comes with the first
+	// state that fails, and stays.
+	if failing := slices.ContainsFunc(entered, transfers.State.Fails); tr.saga.Reason != "" && next.Reason != tr.saga.Reason ||
+		tr.saga.Reason == "" && (next.Reason != "") != failing || failing && !entered[0].Fails() {
+		return fmt.Errorf("the reason %q became %q by way of %s", tr.saga.Reason, next.Reason, entered)
+	}
 	if tr.saga = next; say == "" {
 		return nil
 	}

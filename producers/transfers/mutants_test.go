@@ -57,6 +57,10 @@ var plants = []mutants.Fault{
 		`plantedText("a balance goes back in time", balancesSQL, "AND a.version < u.version", ""), ids, amounts, versions)`},
 	{"producers/transfers/store.go", "batch.Queue(serialiseSQL)",
 		`batch.Queue(plantedText("batches do not wait for each other", serialiseSQL, "pg_advisory_xact_lock(hashtext('converge.transfers'))", "1"))`},
+	{"producers/transfers/http.go", "!httpapi.Owns(ctx, v.terms.from)", `!httpapi.Owns(ctx, v.terms.from) && !planted("another tenant's transfer is shown")`},
+	{"producers/transfers/http.go", "s.pool, httpapi.Own(r.Context(), id))",
+		`s.pool, map[bool]string{true: "acme/" + id, false: httpapi.Own(r.Context(), id)}[planted("another tenant's account is shown")])`},
+	{"producers/transfers/http.go", "if c.State.Fails() {", `if c.State.Fails() || c.State == Stuck && planted("a status knows the future") {`},
 	{"internal/sagas/keep.go", "if !awaited ||", `if !awaited || planted("nobody waits for a commit") ||`},
 	{"producers/transfers/react.go", "tr.saga = next", `tr.saga = next
 	if planted("what begins a failure is forgotten") {
@@ -102,6 +106,9 @@ var others = map[string]mutants.Verdict{
 	"nobody waits for a commit":              {Run: "TestATransferThatIsNotVisibleYetIsWaitedFor", Says: "nobody waited for the transfer's commit"},
 	"what begins a failure is forgotten":     {Run: "TestADeadlineStrikesOnceAndTheMoneyStays", Says: "transfers_check"},
 	"a taken account is given away":          {Run: "TestAnAccountIsOpenedOnce", Says: "201"},
+	"another tenant's transfer is shown":     {Run: "TestTransfersAndAccountsAreTheirTenantsAlone", Says: "another tenant's GET /transfers"},
+	"another tenant's account is shown":      {Run: "TestTransfersAndAccountsAreTheirTenantsAlone", Says: "another tenant's account"},
+	"a status knows the future":              {Run: "TestEveryVersionOfATransferIsStreamed", Says: "-shown +streamed"},
 	"any currency will do":                   {Run: "TestABadTransferIsRefusedWithAllThatIsWrong", Says: `"/currency": true`},
 	"a request says nothing of its accounts": {Run: "TestATransferMayOvertakeTheOpeningOfItsAccounts", Says: `"TransferFailed"`},
 }

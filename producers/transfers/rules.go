@@ -29,6 +29,10 @@ func (s State) Public() string {
 	}
 }
 
+// Fails reports whether a transfer that entered the state has the reason for which it will end. STUCK has it or
+// not: it depends on what was before.
+func (s State) Fails() bool { return s == Compensating || s == Failed }
+
 // Input is what can happen to a transfer: an event by its type, or what the clock says.
 type Input string
 

@@ -347,7 +347,8 @@ func (w *world) agrees(ids []string) {
 			want[v.terms.from] -= v.terms.amount
 			want[v.terms.to] += v.terms.amount
 		}
-		if int64(len(v.history)) != v.version || v.history[0].State != Pending || v.history[v.version-1].State != v.saga.State {
+		if int64(len(v.history)) != v.version || v.history[0].State != Pending || v.history[v.version-1].State != v.saga.State ||
+			!v.history[v.version-1].At.Equal(v.updatedAt) {
 			w.t.Errorf("%s: version %d, %s, history %+v", id, v.version, v.saga.State, v.history)
 		}
 		for i := 1; i < len(v.history); i++ {

@@ -34,9 +34,15 @@ type world struct {
 	pools     map[string]*pgxpool.Pool
 	handlers  map[string]event.Handler
 	base      string
+	token     string // of whom it speaks for; "" sends none
 }
 
 func newWorld(t *testing.T, deadline, answerDeadline time.Duration) *world {
+	t.Helper()
+	return newWorldOf(t, httpapi.Config{}, deadline, answerDeadline)
+}
+
+func newWorldOf(t *testing.T, cfg httpapi.Config, deadline, answerDeadline time.Duration) *world {
 	t.Helper()
 	outboxSet := database.Set{Name: "outbox", FS: outbox.Migrations}
 	url := pgtest.Database(t, "transfers", func(ctx context.Context, url string) error {
@@ -60,7 +66,7 @@ func newWorld(t *testing.T, deadline, answerDeadline time.Duration) *world {
 		"transfers": w.transfers.Handler(),
 		"ledger":    ledger.New(ledger.Config{Outbox: out, Decoder: codec}).Handler(),
 	}
-	api, err := httpapi.New(httpapi.Config{})
+	api, err := httpapi.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,6 +92,9 @@ func (w *world) do(method, path, body string, headers ...string) reply {
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if w.token != "" {
+		req.Header.Set("Authorization", "Bearer "+w.token)
 	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
