@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,11 +79,19 @@ func TestEveryProblemTypeHasItsPage(t *testing.T) {
 			t.Errorf("%s: %d %v %s", name, a.code, a.header, a.body)
 		}
 	}
-	if len(Problems()) < 20 || !slices.IsSorted(Problems()) {
-		t.Errorf("%q", Problems())
+	want := []string{"account-closed", "account-not-found", "cancelled", "conflict", "dependency-unavailable", "forbidden-origin",
+		"idempotency-key-expired", "idempotency-key-in-flight", "idempotency-key-invalid", "idempotency-key-missing", "idempotency-key-reused",
+		"insufficient-funds", "insufficient-inventory", "internal", "invalid-token", "malformed-request", "method-not-allowed", "not-found",
+		"payload-too-large", "payment-declined", "precondition-failed", "precondition-required", "read-model-lagging", "request-timeout",
+		"shipment-refused", "timed-out", "too-late-to-cancel", "too-many-requests", "unauthorized", "unsupported-media-type", "validation-failed"}
+	if diff := cmp.Diff(want, Problems()); diff != "" {
+		t.Errorf("the types (-want +got):\n%s", diff)
 	}
-	if p := Outcome("payment_declined"); p.Type != "/problems/payment-declined" || p.Status != 0 {
-		t.Errorf("%+v", p)
+	for _, reason := range []string{"insufficient_inventory", "payment_declined", "shipment_refused", "timed_out", "cancelled",
+		"insufficient_funds", "account_not_found", "account_closed"} {
+		if p := Outcome(reason); p.Type != "/problems/"+strings.ReplaceAll(reason, "_", "-") || p.Status != 0 || p.Title == "" {
+			t.Errorf("%s: %+v", reason, p)
+		}
 	}
 	if p := Outcome("bad_weather"); p.Type != "" {
 		t.Errorf("%+v", p)

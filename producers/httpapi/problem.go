@@ -87,8 +87,11 @@ var kinds = map[string]kind{
 	"insufficient-inventory": {0, "There is not enough stock", "The order failed: at least one product could not be set aside. Nothing was charged."},
 	"payment-declined":       {409, "The payment was declined", "The money could not be had. Whatever was set aside is back."},
 	"shipment-refused":       {0, "No carrier serves the address", "The order failed: the payment is void and the stock is back."},
-	"timed-out":              {0, "It was not finished in time", "The order failed: its deadline passed, and every step was undone."},
+	"timed-out":              {0, "It was not finished in time", "The order or transfer failed: its deadline passed, and every step was undone."},
 	"cancelled":              {0, "It was cancelled", "The order was taken back, and every step was undone."},
+	"insufficient-funds":     {0, "There is not enough money on the account", "The transfer failed: the account that pays holds less than the amount. Nothing was moved."},
+	"account-not-found":      {0, "There is no such account in this currency", "The transfer failed: one of its accounts does not exist, or is kept in another currency. What was debited is back."},
+	"account-closed":         {0, "The account is closed", "The transfer failed: one of its accounts takes part in no transfers any more. What was debited is back."},
 }
 
 // Problems returns the names of all problem types, sorted.

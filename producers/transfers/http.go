@@ -5,7 +5,6 @@ import (
 	"math"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,14 +53,6 @@ type body struct {
 	History     []change `json:"history"`
 }
 
-// titles says what became of a transfer that failed.
-var titles = map[string]string{
-	InsufficientFunds: "There is not enough money on the account",
-	AccountNotFound:   "There is no such account in this currency",
-	AccountClosed:     "The account is closed",
-	TimedOut:          "It was not finished in time",
-}
-
 func statusOf(v *view) status {
 	st := status{
 		ID:          v.id,
@@ -72,7 +63,8 @@ func statusOf(v *view) status {
 		UpdatedAt:   v.updatedAt.UTC(),
 	}
 	if v.saga.State == Failed {
-		st.Problem = &httpapi.Problem{Type: "/problems/" + strings.ReplaceAll(v.saga.Reason, "_", "-"), Title: titles[v.saga.Reason]}
+		problem := httpapi.Outcome(v.saga.Reason)
+		st.Problem = &problem
 	}
 	return st
 }
