@@ -65,22 +65,24 @@ type Effect func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (R
 
 const (
 	claimKeySQL = `
-INSERT INTO idempotency_keys (operation, key, fingerprint)
-VALUES ($1, $2, $3)
+INSERT INTO idempotency_keys (tenant, operation, key, fingerprint)
+VALUES ($1, $2, $3, $4)
 ON CONFLICT DO NOTHING`
+	// A purged row is expired also for who keeps answers longer than the process that purged it.
 	storedKeySQL = `
-SELECT fingerprint, status, headers, body
+SELECT fingerprint, status, headers, body, fingerprint = '' OR created_at <= now() - $4::interval
 FROM idempotency_keys
-WHERE tenant = '' AND operation = $1 AND key = $2`
+WHERE tenant = $1 AND operation = $2 AND key = $3`
 	answerKeySQL = `
 UPDATE idempotency_keys
-SET status = $3, headers = $4, body = $5
-WHERE tenant = '' AND operation = $1 AND key = $2`
+SET status = $4, headers = $5, body = $6
+WHERE tenant = $1 AND operation = $2 AND key = $3`
 )
 
 // Idempotent returns a handler that has the effect once per Idempotency-Key
 // (draft-ietf-httpapi-idempotency-key-header). Key, effect and answer commit together. A request that
-// meets another with its key waits for that one's end; the unique index does the waiting.
+// meets another with its key waits for that one's end; the unique index does the waiting. A key is one tenant's,
+// for one operation. After [Config.KeyRetention] its answer is no longer given, and its effect still not repeated.
 func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		raw, err := a.readRaw(w, r)
@@ -108,6 +110,9 @@ func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Ha
 		case isProblem(err, KeyReused):
 			count(keyReused)
 			return err
+		case isProblem(err, KeyExpired):
+			count(keyExpired)
+			return err
 		case err != nil:
 			return err
 		case replayed:
@@ -129,11 +134,11 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	// An effect that has begun is finished: a client that leaves must find the same answer later.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)
 	defer cancel()
-	fingerprint := fingerprintOf(r, body.raw)
+	tenant, fingerprint := Tenant(ctx), fingerprintOf(r, body.raw)
 	var claimed bool
 	tx, err := pipeline.Begin(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
 		batch.Queue("SELECT set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds()))
-		batch.Queue(claimKeySQL, operation, key, fingerprint).Exec(func(tag pgconn.CommandTag) error {
+		batch.Queue(claimKeySQL, tenant, operation, key, fingerprint).Exec(func(tag pgconn.CommandTag) error {
 			claimed = tag.RowsAffected() == 1
 			return nil
 		})
@@ -147,7 +152,7 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit it does nothing
 	if !claimed {
 		// A statement of its own: its snapshot is newer than the wait.
-		response, err = replay(ctx, tx, operation, key, fingerprint)
+		response, err = a.replay(ctx, tx, operation, key, fingerprint)
 		return response, true, err
 	}
 	if response, err = effect(ctx, tx, r, body); err != nil {
@@ -157,7 +162,7 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	if err != nil {
 		return Response{}, false, fmt.Errorf("storing an answer: %w", err)
 	}
-	if err := pipeline.Exec(ctx, tx, answerKeySQL, operation, key, response.Status, string(headers), response.Body); err != nil {
+	if err := pipeline.Exec(ctx, tx, answerKeySQL, tenant, operation, key, response.Status, string(headers), response.Body); err != nil {
 		return Response{}, false, fmt.Errorf("storing an answer: %w", err)
 	}
 	if err := tx.Commit(ctx); err != nil {
@@ -166,19 +171,26 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	return response, false, nil
 }
 
-// replay returns the stored answer. What was created then is 200 now.
-func replay(ctx context.Context, tx pgx.Tx, operation, key string, fingerprint []byte) (Response, error) {
+// replay returns the stored answer. What was created then is 200 now. Of an expired key there is only to say
+// where its resource is; what the retry asks for does not matter any more.
+func (a *API) replay(ctx context.Context, tx pgx.Tx, operation, key string, fingerprint []byte) (Response, error) {
 	var response Response
-	var stored []byte
-	var headers []byte
-	if err := tx.QueryRow(ctx, storedKeySQL, operation, key).Scan(&stored, &response.Status, &headers, &response.Body); err != nil {
+	var stored, headers []byte
+	var expired bool
+	if err := tx.QueryRow(ctx, storedKeySQL, Tenant(ctx), operation, key, a.cfg.KeyRetention).
+		Scan(&stored, &response.Status, &headers, &response.Body, &expired); err != nil {
 		return Response{}, fmt.Errorf("reading a stored answer: %w", err)
 	}
-	if string(stored) != string(fingerprint) {
+	if !expired && string(stored) != string(fingerprint) {
 		return Response{}, Fail(KeyReused, "")
 	}
 	if err := json.Unmarshal(headers, &response.Header); err != nil {
 		return Response{}, fmt.Errorf("reading a stored answer: %w", err)
+	}
+	if expired {
+		e := Fail(KeyExpired, fmt.Sprintf("answers are kept for %v", a.cfg.KeyRetention))
+		e.Problem.Resource = response.Header["Location"]
+		return Response{}, e
 	}
 	if response.Status == http.StatusCreated {
 		response.Status = http.StatusOK
@@ -186,8 +198,9 @@ func replay(ctx context.Context, tx pgx.Tx, operation, key string, fingerprint [
 	return response, nil
 }
 
-// fingerprintOf tells requests apart that share a key: method, route and body. The media type is always
-// the same here.
+// fingerprintOf tells requests apart that share a key: method, route and body. The media type without its
+// parameters belongs to it too, and adds nothing while [checkMedia] lets one pass alone: the day a second one
+// passes, it has to go in for that one only, or the keys that are stored belong to no request any more.
 func fingerprintOf(r *http.Request, raw []byte) []byte {
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%s\n%s\n", r.Method, r.URL.EscapedPath())

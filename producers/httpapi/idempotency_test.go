@@ -1,9 +1,11 @@
 package httpapi
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -375,19 +377,70 @@ func TestWithoutADatabaseARequestIsToldToComeBack(t *testing.T) {
 	}
 }
 
-// What is wrong with a request is decided before its key is looked at, in the order that the contract
-// fixes: size, media type, key, JSON, then the rules.
+// A request with everything wrong is told of one thing after the other, in the order that the contract fixes.
 func TestRequestsAreRefusedInOrder(t *testing.T) {
 	pool := openPool(t, 2)
-	w := newWorld(t, Config{MaxBody: 100})
-	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
-	huge := fmt.Sprintf(`{"amount":%s`, strings.Repeat("9", 100))
-	w.do("POST", "/charges", huge, "Content-Type", "text/plain").wants(t, PayloadTooLarge)
-	w.do("POST", "/charges", `{`, "Content-Type", "text/plain").wants(t, UnsupportedMedia)
-	w.do("POST", "/charges", `{`).wants(t, KeyMissing)
-	w.do("POST", "/charges", `{`, "Idempotency-Key", "k").wants(t, MalformedRequest)
-	w.do("POST", "/charges", `{}`, "Idempotency-Key", "k").wants(t, ValidationFailed)
-	if n := count(t, pool, "SELECT count(*) FROM idempotency_keys"); n != 0 {
+	w := newWorld(t, Config{MaxBody: 100, BodyTime: 100 * time.Millisecond, Tokens: tokens(t, "t-1 acme")})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+		response, err := charge(ctx, tx, r, body)
+		if err != nil {
+			return response, err
+		}
+		if _, err := ReadPrecondition(r); err != nil {
+			return Response{}, err
+		}
+		return Refusal(Conflict, "")
+	}))
+	huge, short := strings.Repeat("9", 101), "{"
+	// Each step mends what the one before was refused for, and nothing else.
+	for _, step := range []struct {
+		method, path, body, want string
+		stalls                   bool
+		headers                  []string
+	}{
+		{"GET", "/nothing", huge, Unauthorized, false, []string{"Sec-Fetch-Site", "cross-site"}},
+		{"PUT", "/charges", huge, Unauthorized, false, []string{"Sec-Fetch-Site", "cross-site"}},
+		{"PUT", "/nothing", huge, ForbiddenOrigin, false, []string{"Authorization", "Bearer t-1", "Sec-Fetch-Site", "cross-site"}},
+		{"PUT", "/nothing", huge, NotFound, false, []string{"Authorization", "Bearer t-1"}},
+		{"PUT", "/charges", huge, MethodNotAllowed, false, []string{"Authorization", "Bearer t-1"}},
+		{"POST", "/charges", huge, PayloadTooLarge, true, []string{"Authorization", "Bearer t-1", "Content-Type", "text/plain"}},
+		{"POST", "/charges", short, RequestTimeout, true, []string{"Authorization", "Bearer t-1", "Content-Type", "text/plain"}},
+		{"POST", "/charges", short, UnsupportedMedia, false, []string{"Authorization", "Bearer t-1", "Content-Type", "text/plain"}},
+		{"POST", "/charges", short, KeyMissing, false, []string{"Authorization", "Bearer t-1"}},
+		{"POST", "/charges", short, KeyInvalid, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", `"`}},
+		{"POST", "/charges", short, MalformedRequest, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}},
+		{"POST", "/charges", `{}`, ValidationFailed, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}},
+		{"POST", "/charges", `{"amount":1}`, PreconditionRequired, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}},
+		{"POST", "/charges", `{"amount":1}`, Conflict, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken", "If-Match", "*"}},
+		{"POST", "/charges", `{}`, KeyReused, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}}, // before 422
+	} {
+		t.Run(step.want, func(t *testing.T) {
+			body := io.Reader(strings.NewReader(step.body))
+			if step.stalls { // the rest, if there is any, does not come
+				reader, writer := io.Pipe()
+				defer writer.Close()
+				go func() { _, _ = io.WriteString(writer, step.body) }() // ends with the pipe
+				body = reader
+			}
+			a, err := w.try(step.method, step.path, body, step.headers...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.wants(t, step.want)
+		})
+	}
+	if n := count(t, pool, "SELECT count(*) FROM idempotency_keys"); n != 1 {
 		t.Errorf("%d keys are taken", n)
+	}
+}
+
+// A body that says that it is too large is not waited for.
+func TestABodyThatWillBeTooLargeIsRefusedAtOnce(t *testing.T) {
+	w := bodyWorld(t, Config{MaxBody: 1000, BodyTime: time.Hour})
+	conn := w.dial()
+	fmt.Fprintf(conn, "PUT /order HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || res.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Errorf("%v %v", err, res)
 	}
 }

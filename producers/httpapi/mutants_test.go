@@ -16,8 +16,33 @@ var faults = []mutants.Fault{
 		}
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()`},
-	{"producers/httpapi/idempotency.go", "if string(stored) != string(fingerprint) {",
-		`if string(stored) != string(fingerprint) && !planted("the body is not compared") {`},
+	{"producers/httpapi/idempotency.go", "if !expired && string(stored) != string(fingerprint) {",
+		`if expired && planted("only a purge makes a key expire") {
+		expired = len(stored) == 0
+	}
+	if (!expired || planted("an expired key is compared")) && string(stored) != string(fingerprint) && !planted("the body is not compared") {`},
+	{"producers/httpapi/idempotency.go", "		return response, true, err\n",
+		`		if !isProblem(err, KeyExpired) || !planted("an expired key is free again") {
+			return response, true, err
+		}
+`},
+	{"producers/httpapi/keys.go", "tag, err := k.Pool.Exec(ctx, purgeKeysSQL, k.Retention, purgeAtOnce)",
+		`sql := purgeKeysSQL
+	if planted("a purge frees the keys") {
+		sql = "DELETE FROM idempotency_keys WHERE created_at <= now() - $1::interval AND $2 > 0"
+	}
+	tag, err := k.Pool.Exec(ctx, sql, k.Retention, purgeAtOnce)`},
+	{"producers/httpapi/idempotency.go", "batch.Queue(claimKeySQL, tenant, operation",
+		`if planted("tenants share their keys") {
+			tenant = ""
+		}
+		batch.Queue(claimKeySQL, tenant, operation`},
+	{"producers/httpapi/idempotency.go", "tx.QueryRow(ctx, storedKeySQL, Tenant(ctx), operation",
+		`tx.QueryRow(ctx, storedKeySQL, map[bool]string{false: Tenant(ctx)}[planted("tenants share their keys")], operation`},
+	{"producers/httpapi/api.go", "if stranger != nil && !a.public[pattern] {",
+		`if stranger != nil && !a.public[pattern] && !(pattern == "" && planted("strangers are told what there is")) {`},
+	{"producers/httpapi/tenant.go", `|| !strings.EqualFold(scheme, "Bearer") ||`,
+		`|| !strings.EqualFold(scheme, "Bearer") && !planted("any scheme does") ||`},
 	{"producers/httpapi/idempotency.go", "claimed = tag.RowsAffected() == 1",
 		`claimed = tag.RowsAffected() == 1 || planted("whoever asks owns the key")`},
 	{"producers/httpapi/idempotency.go", "fmt.Fprintf(hash, \"%s\\n%s\\n\", r.Method, r.URL.EscapedPath())",
@@ -50,6 +75,13 @@ var verdicts = map[string]mutants.Verdict{
 	"what fails is stored":                      {"TestARequestThatFailsDoesNotBurnItsKey", "effects stayed"},
 	"the body is not compared":                  {"TestAKeyBelongsToOneRequest", "want the problem idempotency-key-reused"},
 	"method and route are not compared":         {"TestAKeyBelongsToOneRequest", "want the problem idempotency-key-reused"},
+	"only a purge makes a key expire":           {"TestALateRetryIsToldThatItsKeyHasExpired", "want the problem idempotency-key-expired"},
+	"an expired key is compared":                {"TestALateRetryIsToldThatItsKeyHasExpired", "want the problem idempotency-key-expired"},
+	"an expired key is free again":              {"TestALateRetryIsToldThatItsKeyHasExpired", "charges"},
+	"a purge frees the keys":                    {"TestALateRetryIsToldThatItsKeyHasExpired", "after the purge: "},
+	"tenants share their keys":                  {"TestTenantsDoNotMeetInAKey", "another tenant: 422"},
+	"strangers are told what there is":          {"TestWithoutATokenNothingIsTold", "want the problem unauthorized"},
+	"any scheme does":                           {"TestWithoutATokenNothingIsTold", "want the problem unauthorized"},
 	"whoever asks owns the key":                 {"TestSixtyFourClientsOnOneKeyMakeOneEffect", "64 charges"},
 	"the effect ends with its client":           {"TestAnEffectIsFinishedAlthoughItsClientLeft", "0 charges"},
 	"weak tags match":                           {"TestPreconditionsAreComparedStrongly", "holds for [3], want []"},
