@@ -60,7 +60,7 @@ challenge: build ## profile changes flow while Analytics is down; an independent
 	@$(BIN) challenge profile
 
 bench: ## benchmarks: ratios measured side by side in one run
-	$(GO) test -run '^$$' -bench . -benchtime 2s ./relay/... ./consumers/group/... ./schemas/... ./producers/httpapi/...
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./relay/... ./consumers/group/... ./schemas/...
 
 # SMALL=1 is a minute without Java; SCALE, ROUNDS, CASES and JSON are handed on (go run ./relay/bench -help).
 bench-relay: build ## the relay beside pg_recvlogical and Debezium, on a real Kafka (Java 17, Maven; else SMALL=1)

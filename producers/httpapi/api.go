@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -63,6 +64,7 @@ type API struct {
 	slots   chan struct{}
 	origin  *http.CrossOriginProtection
 	metrics *metrics
+	wary    atomic.Int64 // fresh keys to go until keys are no longer looked up before they are claimed
 }
 
 // New returns an API without routes but for the pages of problem types.

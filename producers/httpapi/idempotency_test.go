@@ -10,11 +10,13 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"converge/internal/database"
@@ -79,9 +81,9 @@ func TestAKeyBelongsToOneRequest(t *testing.T) {
 	w.api.Handle("POST /refunds", w.api.Idempotent(pool, "refund", charge))
 	first := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
 	for _, other := range []struct{ method, path, body string }{
+		{"POST", "/charges", `{"amount":"nonsense"}`}, // first, while nobody looks keys up
 		{"POST", "/charges", `{"amount":6}`},
 		{"POST", "/charges", `{"amount":5 }`}, // it is the bytes that count
-		{"POST", "/charges", `{"amount":"nonsense"}`},
 		{"POST", "/elsewhere", `{"amount":5}`},
 		{"PUT", "/charges", `{"amount":5}`},
 	} {
@@ -134,11 +136,28 @@ func TestKeysThatAreNone(t *testing.T) {
 
 // The storm: one key, 64 clients, more than the pool has connections.
 func TestSixtyFourClientsOnOneKeyMakeOneEffect(t *testing.T) {
-	pool := openPool(t, 8)
-	w := newWorld(t, Config{KeyWait: 10 * time.Second})
-	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	var told atomic.Int64
+	for name, effect := range map[string]Effect{"waits for its statements": charge, "waits for none": blindCharge(&told)} {
+		t.Run(name, func(t *testing.T) {
+			pool := openPool(t, 8)
+			w := newWorld(t, Config{KeyWait: 10 * time.Second})
+			w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", effect))
+			w.storm(t, 64)
+			if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
+				t.Errorf("%d charges", n)
+			}
+		})
+	}
+	if n := told.Load(); n != 1 {
+		t.Errorf("%d effects were told of", n)
+	}
+}
+
+// storm sends one request from many clients at once: one answer is the first, all are the same.
+func (w *world) storm(t *testing.T, clients int) {
+	t.Helper()
 	var g errgroup.Group
-	answers := make([]answer, 64)
+	answers := make([]answer, clients)
 	for i := range answers {
 		g.Go(func() (err error) {
 			answers[i], err = w.try("POST", "/charges", strings.NewReader(`{"amount":5}`), "Idempotency-Key", "k")
@@ -155,11 +174,59 @@ func TestSixtyFourClientsOnOneKeyMakeOneEffect(t *testing.T) {
 			t.Errorf("%s and %s", a.body, answers[0].body)
 		}
 	}
-	if diff := cmp.Diff(map[int]int{201: 1, 200: 63}, codes); diff != "" {
+	if diff := cmp.Diff(map[int]int{201: 1, 200: clients - 1}, codes); diff != "" {
 		t.Error(diff)
 	}
-	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
-		t.Errorf("%d charges", n)
+}
+
+// trips counts what is sent to the database and waited for.
+type trips struct{ n atomic.Int64 }
+
+func (c *trips) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (c *trips) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (c *trips) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+// A key is fresh in one round trip; where keys come again they are looked up, in one as well.
+func TestAKeyCostsOneRoundTrip(t *testing.T) {
+	cfg, sent := openPool(t, 1).Config(), &trips{}
+	cfg.ConnConfig.Tracer = sent
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", blindCharge(new(atomic.Int64))))
+	cost := func(key string) int64 {
+		before := sent.n.Load()
+		if a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", key); a.code > 201 {
+			t.Errorf("%d %s", a.code, a.body)
+		}
+		return sent.n.Load() - before
+	}
+	if n := cost("first"); n != 1 {
+		t.Errorf("a fresh key took %d round trips", n)
+	}
+	cost("first") // stumbles
+	if n := cost("first"); n != 1 {
+		t.Errorf("a replay took %d round trips", n)
+	}
+	if n := cost("second"); n != 2 {
+		t.Errorf("a fresh key among replays took %d round trips", n)
+	}
+	for i := range wariness {
+		cost(fmt.Sprint("fresh ", i))
+	}
+	if n := cost("last"); n != 1 {
+		t.Errorf("a fresh key after many took %d round trips", n)
 	}
 }
 
@@ -274,9 +341,12 @@ func (g *gate) open() { g.once.Do(func() { close(g.leave) }) }
 
 func (g *gate) effect(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
 	response, err := charge(ctx, tx, r, body)
+	if err != nil {
+		return Response{}, err // the key is another's
+	}
 	close(g.entered)
 	<-g.leave
-	return response, err
+	return response, nil
 }
 
 // What waits for the owner of its key is told to come back; what comes back gets the owner's answer.
@@ -321,9 +391,12 @@ func TestAnEffectIsFinishedAlthoughItsClientLeft(t *testing.T) {
 	left := make(chan struct{})
 	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
 		response, err := g.effect(ctx, tx, r, body)
+		if err != nil {
+			return Response{}, err
+		}
 		<-r.Context().Done() // the server has noticed
 		close(left)
-		return response, errors.Join(err, ctx.Err())
+		return response, ctx.Err()
 	}))
 	ctx, leave := context.WithCancel(t.Context())
 	var wait errgroup.Group

@@ -127,8 +127,11 @@ func TestTenantsDoNotMeetInAKey(t *testing.T) {
 	w := newWorld(t, Config{Tokens: tokens(t, "t-1 acme", "t-1b acme", "t-2 globex")})
 	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
 		response, err := charge(ctx, tx, r, body)
+		if err != nil {
+			return Response{}, err
+		}
 		response.Header["Location"] = "/charges/" + Own(r.Context(), "1")
-		return response, err
+		return response, nil
 	}))
 	post := func(token, body string) answer {
 		return w.do("POST", "/charges", body, "Idempotency-Key", "k", "Authorization", "Bearer "+token)
