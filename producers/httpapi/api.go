@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -252,7 +253,8 @@ const clientLeft = 499
 
 func unavailable(err error) bool {
 	class := event.Classify(err)
-	return class == event.ClassInfrastructure || class == event.ClassContention
+	return class == event.ClassInfrastructure || class == event.ClassContention ||
+		errors.Is(err, io.ErrUnexpectedEOF) // a connection to the database that ended; a body's end has a problem of its own
 }
 
 // lockTimeout reports SQLSTATE 55P03.

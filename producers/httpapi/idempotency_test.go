@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"converge/internal/database"
+	"converge/internal/nettest"
 )
 
 func TestARetryGetsTheStoredAnswer(t *testing.T) {
@@ -305,6 +307,42 @@ func terminate(ctx context.Context, conn *pgx.Conn) error {
 	defer admin.Close(ctx)
 	_, err = admin.Exec(ctx, "SELECT pg_terminate_backend($1)", conn.PgConn().PID())
 	return err
+}
+
+// Whether a COMMIT whose connection was lost has happened, the key knows.
+func TestALostCommitIsLookedUpByItsKey(t *testing.T) {
+	for name, step := range map[string]struct {
+		how  nettest.Cut
+		then []int // what the retry may be answered
+	}{
+		"before":            {nettest.CutBefore, []int{201}},
+		"under way":         {nettest.CutDuring, []int{200, 201}},
+		"the answer's loss": {nettest.CutAfter, []int{200}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			direct := openPool(t, 1)
+			proxy, through := nettest.ToDatabase(t, direct.Config().ConnString())
+			pool, err := database.Open(t.Context(), through, "shop", 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			w := newWorld(t, Config{})
+			for route, effect := range map[string]Effect{"waits": charge, "waits for none": blindCharge(new(atomic.Int64))} {
+				path := "/" + strings.ReplaceAll(route, " ", "-")
+				w.api.Handle("POST "+path, w.api.Idempotent(pool, route, effect))
+				before := count(t, direct, "SELECT count(*) FROM charges")
+				proxy.CutNext(step.how)
+				w.do("POST", path, `{"amount":5}`, "Idempotency-Key", "k").wants(t, Unavailable503)
+				if a := w.do("POST", path, `{"amount":5}`, "Idempotency-Key", "k"); !slices.Contains(step.then, a.code) {
+					t.Errorf("%s: the retry got %d %s", route, a.code, a.body)
+				}
+				if n := count(t, direct, "SELECT count(*) FROM charges") - before; n != 1 {
+					t.Errorf("%s: %d charges", route, n)
+				}
+			}
+		})
+	}
 }
 
 // A refusal for a reason of business is an answer like any other.

@@ -72,6 +72,7 @@ var faults = []mutants.Fault{
 	{"producers/httpapi/body.go", "decoder := jsontext.NewDecoder(bytes.NewReader(raw))",
 		`decoder := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(planted("names may stand twice")), jsontext.AllowInvalidUTF8(planted("text may be no UTF-8")))`},
 	{"producers/httpapi/body.go", "if !o.asked[name] {", `if !o.asked[name] && !planted("unknown members pass") {`},
+	{"producers/httpapi/api.go", "errors.Is(err, io.ErrUnexpectedEOF)", `errors.Is(err, io.ErrUnexpectedEOF) && !planted("a lost connection is our fault")`},
 	{"producers/httpapi/api.go", "|| w.status == clientLeft {", `|| w.status == clientLeft && !planted("who left is answered") {`},
 }
 
@@ -89,6 +90,7 @@ var verdicts = map[string]mutants.Verdict{
 	"any scheme does":                           {"TestWithoutATokenNothingIsTold", "want the problem unauthorized"},
 	"whoever asks owns the key":                 {"TestSixtyFourClientsOnOneKeyMakeOneEffect", "64 charges"},
 	"the effect ends with its client":           {"TestAnEffectIsFinishedAlthoughItsClientLeft", "0 charges"},
+	"a lost connection is our fault":            {"TestALostCommitIsLookedUpByItsKey", "want the problem dependency-unavailable"},
 	"weak tags match":                           {"TestPreconditionsAreComparedStrongly", "holds for [3], want []"},
 	"names may stand twice":                     {"TestWhatIsNotOneJSONValueIsMalformed", "a_duplicate,_deep"},
 	"text may be no UTF-8":                      {"TestWhatIsNotOneJSONValueIsMalformed", "a_lone_high_surrogate"},
