@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-mutants test-kafka test-browser test-contract check challenge bench bench-relay bench-consumers prove-relay prove-consumers clean
+.PHONY: help run demo build test test-mutants test-kafka test-browser test-contract check challenge bench bench-relay bench-consumers bench-http prove-relay prove-consumers clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -71,7 +71,7 @@ challenge: build ## profile changes flow while Analytics is down; an independent
 	@$(BIN) challenge profile
 
 bench: ## benchmarks: ratios measured side by side in one run
-	$(GO) test -run '^$$' -bench . -benchtime 2s ./relay/... ./consumers/group/... ./schemas/... ./producers/httpapi/...
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./relay/... ./consumers/group/... ./schemas/...
 
 # SMALL=1 is a minute without Java; SCALE, ROUNDS, CASES and JSON are handed on (go run ./relay/bench -help).
 bench-relay: build ## the relay beside pg_recvlogical and Debezium, on a real Kafka (Java 17, Maven; else SMALL=1)
@@ -82,6 +82,12 @@ bench-relay: build ## the relay beside pg_recvlogical and Debezium, on a real Ka
 bench-consumers: ## the consumer runtime beside a transaction per event, on a real Kafka (Java 17, Maven; else SMALL=1)
 	$(if $(SMALL),,CONVERGE_TEST_KAFKA=real) $(GO) test -count=1 -timeout 1h -v -run '^TestBenchConsumers$$' ./consumers/bench \
 		-bench.events=$(or $(EVENTS),400000) -bench.rounds=$(or $(ROUNDS),3) -bench.seconds=15 $(if $(JSON),-bench.json=$(abspath $(JSON)))
+
+bench-http: ## an idempotent POST beside a bare durable INSERT, and over HTTP at rising rates (SMALL=1 is a minute; ROUNDS, JSON)
+	$(GO) test -count=1 -timeout 2h -v -run '^TestBenchHTTP$$' ./producers/bench $(if $(SMALL), \
+		-bench.requests=200 -bench.seconds=1 -bench.first=500 -bench.last=4000, \
+		-bench.requests=2000 -bench.seconds=10 -bench.first=1000 -bench.last=60000) \
+		-bench.rounds=$(or $(ROUNDS),$(if $(SMALL),1,5)) $(if $(JSON),-bench.json=$(abspath $(JSON)))
 
 clean: ## remove what run, demo and build made
 	rm -rf $(DIR) bin .cache

@@ -82,8 +82,14 @@ func start(t *testing.T, http string, args ...string) *running {
 // will answer.
 func launch(t *testing.T, http string, environment []string, args ...string) *running {
 	t.Helper()
+	return launchBinary(t, binary(t), http, environment, args...)
+}
+
+// launchBinary is launch for another build of converge.
+func launchBinary(t *testing.T, binary, http string, environment []string, args ...string) *running {
+	t.Helper()
 	r := &running{t: t, output: &lockedBuffer{}, base: "http://" + http}
-	r.cmd = exec.Command(binary(t), args...)
+	r.cmd = exec.Command(binary, args...)
 	r.cmd.Stdout, r.cmd.Stderr = r.output, r.output
 	r.cmd.Env = append(os.Environ(), environment...)
 	var err error

@@ -1,5 +1,5 @@
-// Package pipeline is a PostgreSQL transaction in few round trips: BEGIN travels with the first statements,
-// and statements whose outcome nobody waits for travel with the next one, or with COMMIT.
+// Package pipeline is a PostgreSQL transaction in few round trips, one at best: BEGIN travels with the first
+// statements, and statements whose outcome nobody waits for travel with the next one, or with COMMIT.
 //
 // The guarantee: the server sees the statements in the order in which they were given, so that a
 // transaction means what it would mean one by one; an error of a statement that was put off is the error of
@@ -21,27 +21,68 @@ import (
 type Tx struct {
 	pgx.Tx
 	conn   *pgxpool.Conn // nil for a savepoint
+	outer  *Tx           // of a savepoint
 	later  pgx.Batch
+	after  []func()
 	closed bool
+
+	// Of a transaction that has not begun: how it will. Invariant: Tx is nil then.
+	begin func(*pgx.Batch)
+	// failed is why it could not begin. Whatever is asked of it from then on fails for that.
+	failed error
 }
 
 // Begin begins a transaction and runs the statements that queue adds, in one round trip. On an error there
 // is no transaction. Otherwise the caller ends it by Commit or Rollback.
 func Begin(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue func(*pgx.Batch)) (*Tx, error) {
+	t, err := Lazy(ctx, pool, options, queue)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Start(ctx); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Lazy returns a transaction that is yet to begin, with the statements that queue will add: when somebody waits
+// for the outcome of a statement, or at Commit, and then all of it is one round trip. When a statement of queue's
+// fails, so does whatever made the transaction begin, with the statement's error, and all that is asked of the
+// transaction later; what was put off has not happened. The caller ends it by Commit or Rollback.
+func Lazy(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue func(*pgx.Batch)) (*Tx, error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var first pgx.Batch
-	first.BeginTx(options)
-	queue(&first)
-	results := conn.SendBatch(ctx, &first)
-	t := &Tx{Tx: results.Tx(), conn: conn}
-	if err := results.Close(); err != nil {
-		t.abandon()
-		return nil, err
+	return &Tx{conn: conn, begin: func(batch *pgx.Batch) {
+		batch.BeginTx(options)
+		queue(batch)
+	}}, nil
+}
+
+// Start has a transaction begin that has not, and runs what was put off. It returns why the transaction could not
+// begin, now or earlier.
+func (t *Tx) Start(ctx context.Context) error {
+	if t.begin == nil {
+		return t.failed
 	}
-	return t, nil
+	results := t.conn.SendBatch(ctx, t.take())
+	t.Tx = results.Tx()
+	if err := results.Close(); err != nil {
+		t.failed = err
+		t.abandon()
+	}
+	return t.failed
+}
+
+// After has f run once the transaction has committed, before Commit returns; in a transaction that is not a [Tx],
+// at once. It is for what must not be counted or told of a transaction that came to nothing.
+func After(tx pgx.Tx, f func()) {
+	if t, ok := tx.(*Tx); ok {
+		t.after = append(t.after, f)
+		return
+	}
+	f()
 }
 
 // rollbackTime bounds the end of a transaction that has failed, whose own context may be over.
@@ -84,32 +125,57 @@ func Send(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
 // Flush runs what was put off. In a transaction that puts nothing off it does nothing.
 func Flush(ctx context.Context, tx pgx.Tx) error {
 	t, ok := tx.(*Tx)
-	if !ok || t.later.Len() == 0 {
+	if !ok {
+		return nil
+	}
+	if t.begin != nil || t.failed != nil {
+		return t.Start(ctx)
+	}
+	if t.later.Len() == 0 {
 		return nil
 	}
 	return t.Tx.SendBatch(ctx, t.take()).Close()
 }
 
+// take returns what there is to send, in order.
 func (t *Tx) take() *pgx.Batch {
-	batch := t.later
+	batch := &pgx.Batch{}
+	if t.begin != nil {
+		t.begin(batch)
+		t.begin = nil
+	}
+	batch.QueuedQueries = append(batch.QueuedQueries, t.later.QueuedQueries...)
 	t.later = pgx.Batch{}
-	return &batch
+	return batch
 }
 
 // Commit runs what was put off and commits, in one round trip; a savepoint takes two.
 func (t *Tx) Commit(ctx context.Context) error {
-	if t.closed {
+	switch {
+	case t.failed != nil:
+		return t.failed
+	case t.closed:
 		return pgx.ErrTxClosed
-	}
-	if t.conn == nil {
+	case t.outer != nil:
 		if err := Flush(ctx, t); err != nil {
 			return err
 		}
 		t.closed = true
+		t.outer.after = append(t.outer.after, t.after...)
 		return t.Tx.Commit(ctx)
 	}
+	if err := t.commit(ctx); err != nil {
+		return err
+	}
+	for _, f := range t.after {
+		f()
+	}
+	return nil
+}
+
+func (t *Tx) commit(ctx context.Context) error {
 	defer t.abandon()
-	if t.later.Len() == 0 {
+	if t.begin == nil && t.later.Len() == 0 {
 		return t.Tx.Commit(ctx)
 	}
 	t.later.Queue("commit").Exec(func(tag pgconn.CommandTag) error {
@@ -128,7 +194,19 @@ func (t *Tx) Rollback(ctx context.Context) error {
 	}
 	t.later = pgx.Batch{}
 	defer t.abandon()
+	if t.begin != nil { // there is nothing to undo
+		t.begin, t.failed = nil, pgx.ErrTxClosed
+		return nil
+	}
 	return t.Tx.Rollback(ctx)
+}
+
+// Conn implements pgx.Tx.
+func (t *Tx) Conn() *pgx.Conn {
+	if t.outer != nil {
+		return t.outer.Conn()
+	}
+	return t.conn.Conn()
 }
 
 // Begin sets a savepoint.
@@ -140,7 +218,7 @@ func (t *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tx{Tx: savepoint}, nil
+	return &Tx{Tx: savepoint, outer: t}, nil
 }
 
 // Exec implements pgx.Tx; like the methods below it first runs what was put off.
@@ -169,6 +247,11 @@ func (t *Tx) QueryRow(ctx context.Context, sql string, arguments ...any) pgx.Row
 
 // SendBatch implements pgx.Tx. What was put off travels in front.
 func (t *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	if t.begin != nil || t.failed != nil {
+		if err := t.Start(ctx); err != nil {
+			return pgx.FailedBatchResults(b, err)
+		}
+	}
 	n := t.later.Len()
 	if n == 0 {
 		return t.Tx.SendBatch(ctx, b)

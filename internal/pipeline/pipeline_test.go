@@ -247,6 +247,94 @@ func TestABeginningThatFailsLeavesNoTransaction(t *testing.T) {
 	notes(t, pool)
 }
 
+func TestATransactionThatIsPutOffWholeTakesOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	pool, count := open(t)
+	tx, err := Lazy(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	must(t, err)
+	must(t, Exec(t.Context(), tx, noteSQL, 2))
+	told := 0
+	After(tx, func() { told++ })
+	if n := count.n.Load(); n != 0 || told != 0 {
+		t.Errorf("%d round trips before it began, told %d times", n, told)
+	}
+	must(t, tx.Commit(t.Context()))
+	if n := count.n.Load(); n != 1 || told != 1 {
+		t.Errorf("%d round trips, told %d times, want 1 and 1", n, told)
+	}
+	notes(t, pool, 1, 2)
+}
+
+// The first statement refuses: nothing behind it happens, however the transaction is used.
+func TestATransactionThatCannotBeginDoesNothing(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	_, err := pool.Exec(t.Context(), noteSQL, 1)
+	must(t, err)
+	ways := map[string]func(*Tx) error{
+		"Commit":  func(tx *Tx) error { return tx.Commit(t.Context()) },
+		"Start":   func(tx *Tx) error { return tx.Start(t.Context()) },
+		"Flush":   func(tx *Tx) error { return Flush(t.Context(), tx) },
+		"Exec":    func(tx *Tx) error { _, err := tx.Exec(t.Context(), noteSQL, 3); return err },
+		"Query":   func(tx *Tx) error { _, err := tx.Query(t.Context(), "SELECT 1"); return err },
+		"a batch": func(tx *Tx) error { var b pgx.Batch; b.Queue(noteSQL, 3); return tx.SendBatch(t.Context(), &b).Close() },
+		"Begin":   func(tx *Tx) error { _, err := tx.Begin(t.Context()); return err },
+	}
+	for name, way := range ways {
+		tx, err := Lazy(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+		must(t, err)
+		After(tx, func() { t.Errorf("%s: told", name) })
+		must(t, Exec(t.Context(), tx, noteSQL, 2))
+		if err := way(tx); !duplicate(err) {
+			t.Errorf("%s: %v, want the duplicate's error", name, err)
+		}
+		if err := way(tx); err == nil {
+			t.Errorf("%s: the second time it worked", name)
+		}
+		if err := tx.Commit(t.Context()); err == nil {
+			t.Errorf("%s: committed all the same", name)
+		}
+		_ = tx.Rollback(t.Context())
+	}
+	notes(t, pool, 1)
+}
+
+func TestATransactionThatNeverBeganIsRolledBackWithoutAWord(t *testing.T) {
+	t.Parallel()
+	pool, count := open(t)
+	tx, err := Lazy(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	must(t, err)
+	must(t, Exec(t.Context(), tx, noteSQL, 2))
+	must(t, tx.Rollback(t.Context()))
+	if n := count.n.Load(); n != 0 {
+		t.Errorf("%d round trips", n)
+	}
+	if err := tx.Commit(t.Context()); !errors.Is(err, pgx.ErrTxClosed) {
+		t.Errorf("Commit after Rollback: %v", err)
+	}
+	notes(t, pool) // the pool has its one connection back
+}
+
+func TestASavepointThatIsUndoneIsNotToldOf(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	tx := begin(t, pool)
+	var told []int
+	for n, end := range []func(context.Context, pgx.Tx) error{
+		func(ctx context.Context, s pgx.Tx) error { return s.Rollback(ctx) },
+		func(ctx context.Context, s pgx.Tx) error { return s.Commit(ctx) },
+	} {
+		savepoint, err := tx.Begin(t.Context())
+		must(t, err)
+		After(savepoint, func() { told = append(told, n) })
+		must(t, end(t.Context(), savepoint))
+	}
+	must(t, tx.Commit(t.Context()))
+	if !slices.Equal(told, []int{1}) {
+		t.Errorf("told of %v", told)
+	}
+}
+
 func TestAnotherTransactionPutsNothingOff(t *testing.T) {
 	t.Parallel()
 	pool, _ := open(t)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,8 +29,9 @@ import (
 type Config struct {
 	Logger     *slog.Logger          // nil: slog.Default()
 	Registerer prometheus.Registerer // nil: metrics are kept but nowhere shown
-	// AllowRemote answers requests for any host name. Without it only those for a loopback name or address
-	// are answered, so that a page that rebinds its name to this machine gets nothing.
+	// AllowRemote answers requests for any host name. Without it, and without Tokens, only those for a loopback
+	// name or address are answered, so that a page that rebinds its name to this machine gets nothing. A page has
+	// no token.
 	AllowRemote bool
 	// MaxBody bounds a body, in bytes; 0 means 64 KiB.
 	MaxBody int64
@@ -41,6 +44,9 @@ type Config struct {
 	MaxWaiting int
 	// KeyWait bounds how long a request waits for another with its Idempotency-Key; 0 means 2 s.
 	KeyWait time.Duration
+	// KeyRetention is how long the answer for an Idempotency-Key is given again; 0 means 72 h. Whoever sends the
+	// key later is told that it has expired. [Keys] forgets what is older.
+	KeyRetention time.Duration
 	// Tokens says who may ask; the zero Tokens lets everybody in.
 	Tokens Tokens
 	// TokenKey signs consistency tokens; processes that serve one database share it. nil: a random one, whose
@@ -63,6 +69,7 @@ type API struct {
 	waiting chan struct{}   // of those that wait
 	origin  *http.CrossOriginProtection
 	metrics *metrics
+	wary    atomic.Int64 // fresh keys to go until keys are no longer looked up before they are claimed
 }
 
 // New returns an API without routes but for the pages of problem types.
@@ -84,6 +91,9 @@ func New(cfg Config) (*API, error) {
 	}
 	if cfg.KeyWait == 0 {
 		cfg.KeyWait = 2 * time.Second
+	}
+	if cfg.KeyRetention == 0 {
+		cfg.KeyRetention = defaultKeyRetention
 	}
 	if cfg.TokenKey == nil {
 		cfg.TokenKey = make([]byte, sha256.Size)
@@ -184,7 +194,7 @@ func (a *API) finish(w *recorder, r *http.Request, pattern string, began time.Ti
 
 // refuse returns why a request is not looked at.
 func (a *API) refuse(r *http.Request) *Error {
-	if !a.cfg.AllowRemote && !loopback(r.Host) {
+	if !a.cfg.AllowRemote && !a.cfg.Tokens.Required() && !loopback(r.Host) {
 		return Fail(ForbiddenOrigin, "only names and addresses of this machine are answered")
 	}
 	if err := a.origin.Check(r); err != nil {
@@ -252,7 +262,8 @@ const clientLeft = 499
 
 func unavailable(err error) bool {
 	class := event.Classify(err)
-	return class == event.ClassInfrastructure || class == event.ClassContention
+	return class == event.ClassInfrastructure || class == event.ClassContention ||
+		errors.Is(err, io.ErrUnexpectedEOF) // a connection to the database that ended; a body's end has a problem of its own
 }
 
 // lockTimeout reports SQLSTATE 55P03.

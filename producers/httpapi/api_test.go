@@ -415,7 +415,7 @@ func TestMetricsAreThereFromTheStartAndBounded(t *testing.T) {
 	w := newWorld(t, Config{})
 	w.api.Handle("POST /things", nothing)
 	w.api.Handle("GET /things/{id}", nothing)
-	for _, result := range []string{keyFresh, keyReplayed, keyReused, keyInFlight} {
+	for _, result := range []string{keyFresh, keyReplayed, keyReused, keyInFlight, keyExpired} {
 		if n := testutil.ToFloat64(w.api.metrics.idempotency.WithLabelValues("/things", result)); n != 0 {
 			t.Errorf("%s: %v", result, n)
 		}

@@ -29,11 +29,17 @@ func (a *API) ReadBody(w http.ResponseWriter, r *http.Request) (*Body, error) {
 }
 
 func (a *API) readRaw(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	tooLarge := func() error {
+		return Fail(PayloadTooLarge, fmt.Sprintf("the limit is %d bytes", a.cfg.MaxBody)).hangUp()
+	}
+	if r.ContentLength > a.cfg.MaxBody { // it says so itself: nobody waits for it
+		return nil, tooLarge()
+	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.cfg.MaxBody))
-	var tooLarge *http.MaxBytesError
+	var limit *http.MaxBytesError
 	switch {
-	case errors.As(err, &tooLarge):
-		return nil, Fail(PayloadTooLarge, fmt.Sprintf("the limit is %d bytes", a.cfg.MaxBody)).hangUp()
+	case errors.As(err, &limit):
+		return nil, tooLarge()
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, Fail(RequestTimeout, "").hangUp()
 	case err != nil:

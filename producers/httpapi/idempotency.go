@@ -60,27 +60,36 @@ func (r Response) Write(w http.ResponseWriter) error {
 }
 
 // Effect does what a request asks for, inside tx, and renders the answer. An error undoes it, and the key
-// stays free.
+// stays free. It may run before its key is known to be free, and all that it does is undone when the key is
+// not; so it changes nothing but by tx, and leaves what is to be counted or told to [pipeline.After]. An effect
+// that waits for no statement's outcome takes one round trip to the database, COMMIT included.
 type Effect func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error)
 
+// A key that is taken is an error of the claim's, 23505, after the wait for whoever has taken it: the statements
+// behind it in the batch are passed over then, COMMIT included.
 const (
+	lockTimeSQL = `SELECT set_config('lock_timeout', $1, true)`
 	claimKeySQL = `
-INSERT INTO idempotency_keys (operation, key, fingerprint)
-VALUES ($1, $2, $3)
-ON CONFLICT DO NOTHING`
-	storedKeySQL = `
-SELECT fingerprint, status, headers, body
-FROM idempotency_keys
-WHERE tenant = '' AND operation = $1 AND key = $2`
+INSERT INTO idempotency_keys (tenant, operation, key, fingerprint)
+VALUES ($1, $2, $3, $4)`
+	claimAnsweredSQL = `
+INSERT INTO idempotency_keys (tenant, operation, key, fingerprint, status, headers, body)
+VALUES ($1, $2, $3, $4, $5, $6, $7)`
 	answerKeySQL = `
 UPDATE idempotency_keys
-SET status = $3, headers = $4, body = $5
-WHERE tenant = '' AND operation = $1 AND key = $2`
+SET status = $4, headers = $5, body = $6
+WHERE tenant = $1 AND operation = $2 AND key = $3`
+	// A purged row is expired also for who keeps answers longer than the process that purged it.
+	storedKeySQL = `
+SELECT fingerprint, status, headers, body, fingerprint = '' OR created_at <= now() - $4::interval
+FROM idempotency_keys
+WHERE tenant = $1 AND operation = $2 AND key = $3`
 )
 
 // Idempotent returns a handler that has the effect once per Idempotency-Key
 // (draft-ietf-httpapi-idempotency-key-header). Key, effect and answer commit together. A request that
-// meets another with its key waits for that one's end; the unique index does the waiting.
+// meets another with its key waits for that one's end; the unique index does the waiting. A key is one tenant's,
+// for one operation. After [Config.KeyRetention] its answer is no longer given, and its effect still not repeated.
 func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		raw, err := a.readRaw(w, r)
@@ -108,6 +117,9 @@ func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Ha
 		case isProblem(err, KeyReused):
 			count(keyReused)
 			return err
+		case isProblem(err, KeyExpired):
+			count(keyExpired)
+			return err
 		case err != nil:
 			return err
 		case replayed:
@@ -125,69 +137,132 @@ func isProblem(err error, name string) bool {
 	return errors.As(err, &e) && e.Problem.Type == "/problems/"+name
 }
 
+// once has the effect, or finds the answer of the request that had it.
 func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, body *Body, effect Effect) (response Response, replayed bool, err error) {
 	// An effect that has begun is finished: a client that leaves must find the same answer later.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)
 	defer cancel()
-	fingerprint := fingerprintOf(r, body.raw)
-	var claimed bool
-	tx, err := pipeline.Begin(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
-		batch.Queue("SELECT set_config('lock_timeout', $1, true)", fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds()))
-		batch.Queue(claimKeySQL, operation, key, fingerprint).Exec(func(tag pgconn.CommandTag) error {
-			claimed = tag.RowsAffected() == 1
+	c := claim{tenant: Tenant(ctx), operation: operation, key: key, fingerprint: fingerprintOf(r, body.raw)}
+	if a.wary.Load() > 0 {
+		response, found, err := a.replay(ctx, pool, &c)
+		if found || err != nil {
+			return response, found, err
+		}
+		a.wary.Add(-1)
+	}
+	response, err = a.claim(ctx, pool, &c, r, body, effect)
+	switch {
+	case err == nil:
+		return response, false, nil
+	case c.held: // what else goes wrong is not the key's
+		return Response{}, false, err
+	case lockTimeout(err):
+		return Response{}, false, Fail(KeyInFlight, "").retryAfter(1)
+	case !taken(err):
+		return Response{}, false, fmt.Errorf("claiming an idempotency key: %w", err)
+	}
+	a.wary.Store(wariness)
+	response, found, err := a.replay(ctx, pool, &c)
+	if err == nil && !found {
+		err = errors.New("a taken idempotency key is not there")
+	}
+	return response, true, err
+}
+
+// wariness is after how many fresh keys in a row it is forgotten that keys come again. A key that comes again
+// is cheaper to look up than to stumble over, one that is fresh need not be looked up; the index decides either
+// way.
+const wariness = 100
+
+// claim is one request's wish to own a key.
+type claim struct {
+	tenant, operation, key string
+	fingerprint            []byte
+	held                   bool // the key is this transaction's
+}
+
+// claim has the effect and commits it with the key and the answer. When it returns an error and the key is not
+// held, the error is the claim's.
+func (a *API) claim(ctx context.Context, pool *pgxpool.Pool, c *claim, r *http.Request, body *Body, effect Effect) (response Response, err error) {
+	var headers []byte
+	rendered, begun := false, false
+	tx, err := pipeline.Lazy(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
+		begun = true
+		batch.Queue(lockTimeSQL, fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds()))
+		sql, arguments := claimKeySQL, []any{c.tenant, c.operation, c.key, c.fingerprint}
+		if rendered {
+			sql, arguments = claimAnsweredSQL, append(arguments, response.Status, string(headers), response.Body)
+		}
+		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {
+			c.held = true
 			return nil
 		})
 	})
-	switch {
-	case lockTimeout(err): // any other lock that the effect waits for is not the key's
-		return Response{}, false, Fail(KeyInFlight, "").retryAfter(1)
-	case err != nil:
-		return Response{}, false, fmt.Errorf("claiming an idempotency key: %w", err)
+	if err != nil {
+		return Response{}, err
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit it does nothing
-	if !claimed {
-		// A statement of its own: its snapshot is newer than the wait.
-		response, err = replay(ctx, tx, operation, key, fingerprint)
-		return response, true, err
-	}
 	if response, err = effect(ctx, tx, r, body); err != nil {
-		return Response{}, false, err
+		if err := tx.Start(ctx); err != nil { // whose key it is comes before what is wrong with the request
+			return Response{}, err
+		}
+		return Response{}, err
 	}
-	headers, err := json.Marshal(response.Header)
-	if err != nil {
-		return Response{}, false, fmt.Errorf("storing an answer: %w", err)
+	if headers, err = json.Marshal(response.Header); err != nil {
+		c.held = true
+		return Response{}, fmt.Errorf("storing an answer: %w", err)
 	}
-	if err := pipeline.Exec(ctx, tx, answerKeySQL, operation, key, response.Status, string(headers), response.Body); err != nil {
-		return Response{}, false, fmt.Errorf("storing an answer: %w", err)
+	rendered = true
+	if begun {
+		if err := pipeline.Exec(ctx, tx, answerKeySQL, c.tenant, c.operation, c.key, response.Status, string(headers), response.Body); err != nil {
+			return Response{}, fmt.Errorf("storing an answer: %w", err)
+		}
 	}
 	if err := tx.Commit(ctx); err != nil {
-		return Response{}, false, fmt.Errorf("committing an effect: %w", err)
-	}
-	return response, false, nil
-}
-
-// replay returns the stored answer. What was created then is 200 now.
-func replay(ctx context.Context, tx pgx.Tx, operation, key string, fingerprint []byte) (Response, error) {
-	var response Response
-	var stored []byte
-	var headers []byte
-	if err := tx.QueryRow(ctx, storedKeySQL, operation, key).Scan(&stored, &response.Status, &headers, &response.Body); err != nil {
-		return Response{}, fmt.Errorf("reading a stored answer: %w", err)
-	}
-	if string(stored) != string(fingerprint) {
-		return Response{}, Fail(KeyReused, "")
-	}
-	if err := json.Unmarshal(headers, &response.Header); err != nil {
-		return Response{}, fmt.Errorf("reading a stored answer: %w", err)
-	}
-	if response.Status == http.StatusCreated {
-		response.Status = http.StatusOK
+		return Response{}, fmt.Errorf("committing an effect: %w", err)
 	}
 	return response, nil
 }
 
-// fingerprintOf tells requests apart that share a key: method, route and body. The media type is always
-// the same here.
+// taken reports SQLSTATE 23505.
+func taken(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "23505"
+}
+
+// replay returns the stored answer, if there is one. What was created then is 200 now. Of an expired key there is
+// only to say where its resource is; what the retry asks for does not matter any more.
+func (a *API) replay(ctx context.Context, pool *pgxpool.Pool, c *claim) (response Response, found bool, err error) {
+	var stored, headers []byte
+	var expired bool
+	err = pool.QueryRow(ctx, storedKeySQL, c.tenant, c.operation, c.key, a.cfg.KeyRetention).
+		Scan(&stored, &response.Status, &headers, &response.Body, &expired)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Response{}, false, nil
+	}
+	if err != nil {
+		return Response{}, false, fmt.Errorf("reading a stored answer: %w", err)
+	}
+	if !expired && string(stored) != string(c.fingerprint) {
+		return Response{}, false, Fail(KeyReused, "")
+	}
+	if err := json.Unmarshal(headers, &response.Header); err != nil {
+		return Response{}, false, fmt.Errorf("reading a stored answer: %w", err)
+	}
+	if expired {
+		e := Fail(KeyExpired, fmt.Sprintf("answers are kept for %v", a.cfg.KeyRetention))
+		e.Problem.Resource = response.Header["Location"]
+		return Response{}, false, e
+	}
+	if response.Status == http.StatusCreated {
+		response.Status = http.StatusOK
+	}
+	return response, true, nil
+}
+
+// fingerprintOf tells requests apart that share a key: method, route and body. The media type without its
+// parameters belongs to it too, and adds nothing while [checkMedia] lets one pass alone: the day a second one
+// passes, it has to go in for that one only, or the keys that are stored belong to no request any more.
 func fingerprintOf(r *http.Request, raw []byte) []byte {
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%s\n%s\n", r.Method, r.URL.EscapedPath())

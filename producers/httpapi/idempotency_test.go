@@ -1,21 +1,27 @@
 package httpapi
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"converge/internal/database"
+	"converge/internal/nettest"
 )
 
 func TestARetryGetsTheStoredAnswer(t *testing.T) {
@@ -77,9 +83,9 @@ func TestAKeyBelongsToOneRequest(t *testing.T) {
 	w.api.Handle("POST /refunds", w.api.Idempotent(pool, "refund", charge))
 	first := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "k")
 	for _, other := range []struct{ method, path, body string }{
+		{"POST", "/charges", `{"amount":"nonsense"}`}, // first, while nobody looks keys up
 		{"POST", "/charges", `{"amount":6}`},
 		{"POST", "/charges", `{"amount":5 }`}, // it is the bytes that count
-		{"POST", "/charges", `{"amount":"nonsense"}`},
 		{"POST", "/elsewhere", `{"amount":5}`},
 		{"PUT", "/charges", `{"amount":5}`},
 	} {
@@ -132,11 +138,28 @@ func TestKeysThatAreNone(t *testing.T) {
 
 // The storm: one key, 64 clients, more than the pool has connections.
 func TestSixtyFourClientsOnOneKeyMakeOneEffect(t *testing.T) {
-	pool := openPool(t, 8)
-	w := newWorld(t, Config{KeyWait: 10 * time.Second})
-	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
+	var told atomic.Int64
+	for name, effect := range map[string]Effect{"waits for its statements": charge, "waits for none": blindCharge(&told)} {
+		t.Run(name, func(t *testing.T) {
+			pool := openPool(t, 8)
+			w := newWorld(t, Config{KeyWait: 10 * time.Second})
+			w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", effect))
+			w.storm(t, 64)
+			if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
+				t.Errorf("%d charges", n)
+			}
+		})
+	}
+	if n := told.Load(); n != 1 {
+		t.Errorf("%d effects were told of", n)
+	}
+}
+
+// storm sends one request from many clients at once: one answer is the first, all are the same.
+func (w *world) storm(t *testing.T, clients int) {
+	t.Helper()
 	var g errgroup.Group
-	answers := make([]answer, 64)
+	answers := make([]answer, clients)
 	for i := range answers {
 		g.Go(func() (err error) {
 			answers[i], err = w.try("POST", "/charges", strings.NewReader(`{"amount":5}`), "Idempotency-Key", "k")
@@ -153,11 +176,59 @@ func TestSixtyFourClientsOnOneKeyMakeOneEffect(t *testing.T) {
 			t.Errorf("%s and %s", a.body, answers[0].body)
 		}
 	}
-	if diff := cmp.Diff(map[int]int{201: 1, 200: 63}, codes); diff != "" {
+	if diff := cmp.Diff(map[int]int{201: 1, 200: clients - 1}, codes); diff != "" {
 		t.Error(diff)
 	}
-	if n := count(t, pool, "SELECT count(*) FROM charges"); n != 1 {
-		t.Errorf("%d charges", n)
+}
+
+// trips counts what is sent to the database and waited for.
+type trips struct{ n atomic.Int64 }
+
+func (c *trips) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (c *trips) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+func (c *trips) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (c *trips) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
+// A key is fresh in one round trip; where keys come again they are looked up, in one as well.
+func TestAKeyCostsOneRoundTrip(t *testing.T) {
+	cfg, sent := openPool(t, 1).Config(), &trips{}
+	cfg.ConnConfig.Tracer = sent
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	w := newWorld(t, Config{})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", blindCharge(new(atomic.Int64))))
+	cost := func(key string) int64 {
+		before := sent.n.Load()
+		if a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", key); a.code > 201 {
+			t.Errorf("%d %s", a.code, a.body)
+		}
+		return sent.n.Load() - before
+	}
+	if n := cost("first"); n != 1 {
+		t.Errorf("a fresh key took %d round trips", n)
+	}
+	cost("first") // stumbles
+	if n := cost("first"); n != 1 {
+		t.Errorf("a replay took %d round trips", n)
+	}
+	if n := cost("second"); n != 2 {
+		t.Errorf("a fresh key among replays took %d round trips", n)
+	}
+	for i := range wariness {
+		cost(fmt.Sprint("fresh ", i))
+	}
+	if n := cost("last"); n != 1 {
+		t.Errorf("a fresh key after many took %d round trips", n)
 	}
 }
 
@@ -238,6 +309,42 @@ func terminate(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
+// Whether a COMMIT whose connection was lost has happened, the key knows.
+func TestALostCommitIsLookedUpByItsKey(t *testing.T) {
+	for name, step := range map[string]struct {
+		how  nettest.Cut
+		then []int // what the retry may be answered
+	}{
+		"before":            {nettest.CutBefore, []int{201}},
+		"under way":         {nettest.CutDuring, []int{200, 201}},
+		"the answer's loss": {nettest.CutAfter, []int{200}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			direct := openPool(t, 1)
+			proxy, through := nettest.ToDatabase(t, direct.Config().ConnString())
+			pool, err := database.Open(t.Context(), through, "shop", 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			w := newWorld(t, Config{})
+			for route, effect := range map[string]Effect{"waits": charge, "waits for none": blindCharge(new(atomic.Int64))} {
+				path := "/" + strings.ReplaceAll(route, " ", "-")
+				w.api.Handle("POST "+path, w.api.Idempotent(pool, route, effect))
+				before := count(t, direct, "SELECT count(*) FROM charges")
+				proxy.CutNext(step.how)
+				w.do("POST", path, `{"amount":5}`, "Idempotency-Key", "k").wants(t, Unavailable503)
+				if a := w.do("POST", path, `{"amount":5}`, "Idempotency-Key", "k"); !slices.Contains(step.then, a.code) {
+					t.Errorf("%s: the retry got %d %s", route, a.code, a.body)
+				}
+				if n := count(t, direct, "SELECT count(*) FROM charges") - before; n != 1 {
+					t.Errorf("%s: %d charges", route, n)
+				}
+			}
+		})
+	}
+}
+
 // A refusal for a reason of business is an answer like any other.
 func TestARefusalIsStoredWithWhatTheTransactionHolds(t *testing.T) {
 	pool := openPool(t, 2)
@@ -272,9 +379,12 @@ func (g *gate) open() { g.once.Do(func() { close(g.leave) }) }
 
 func (g *gate) effect(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
 	response, err := charge(ctx, tx, r, body)
+	if err != nil {
+		return Response{}, err // the key is another's
+	}
 	close(g.entered)
 	<-g.leave
-	return response, err
+	return response, nil
 }
 
 // What waits for the owner of its key is told to come back; what comes back gets the owner's answer.
@@ -319,9 +429,12 @@ func TestAnEffectIsFinishedAlthoughItsClientLeft(t *testing.T) {
 	left := make(chan struct{})
 	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
 		response, err := g.effect(ctx, tx, r, body)
+		if err != nil {
+			return Response{}, err
+		}
 		<-r.Context().Done() // the server has noticed
 		close(left)
-		return response, errors.Join(err, ctx.Err())
+		return response, ctx.Err()
 	}))
 	ctx, leave := context.WithCancel(t.Context())
 	var wait errgroup.Group
@@ -375,19 +488,70 @@ func TestWithoutADatabaseARequestIsToldToComeBack(t *testing.T) {
 	}
 }
 
-// What is wrong with a request is decided before its key is looked at, in the order that the contract
-// fixes: size, media type, key, JSON, then the rules.
+// A request with everything wrong is told of one thing after the other, in the order that the contract fixes.
 func TestRequestsAreRefusedInOrder(t *testing.T) {
 	pool := openPool(t, 2)
-	w := newWorld(t, Config{MaxBody: 100})
-	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", charge))
-	huge := fmt.Sprintf(`{"amount":%s`, strings.Repeat("9", 100))
-	w.do("POST", "/charges", huge, "Content-Type", "text/plain").wants(t, PayloadTooLarge)
-	w.do("POST", "/charges", `{`, "Content-Type", "text/plain").wants(t, UnsupportedMedia)
-	w.do("POST", "/charges", `{`).wants(t, KeyMissing)
-	w.do("POST", "/charges", `{`, "Idempotency-Key", "k").wants(t, MalformedRequest)
-	w.do("POST", "/charges", `{}`, "Idempotency-Key", "k").wants(t, ValidationFailed)
-	if n := count(t, pool, "SELECT count(*) FROM idempotency_keys"); n != 0 {
+	w := newWorld(t, Config{MaxBody: 100, BodyTime: 100 * time.Millisecond, Tokens: tokens(t, "t-1 acme")})
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+		response, err := charge(ctx, tx, r, body)
+		if err != nil {
+			return response, err
+		}
+		if _, err := ReadPrecondition(r); err != nil {
+			return Response{}, err
+		}
+		return Refusal(Conflict, "")
+	}))
+	huge, short := strings.Repeat("9", 101), "{"
+	// Each step mends what the one before was refused for, and nothing else.
+	for _, step := range []struct {
+		method, path, body, want string
+		stalls                   bool
+		headers                  []string
+	}{
+		{"GET", "/nothing", huge, Unauthorized, false, []string{"Sec-Fetch-Site", "cross-site"}},
+		{"PUT", "/charges", huge, Unauthorized, false, []string{"Sec-Fetch-Site", "cross-site"}},
+		{"PUT", "/nothing", huge, ForbiddenOrigin, false, []string{"Authorization", "Bearer t-1", "Sec-Fetch-Site", "cross-site"}},
+		{"PUT", "/nothing", huge, NotFound, false, []string{"Authorization", "Bearer t-1"}},
+		{"PUT", "/charges", huge, MethodNotAllowed, false, []string{"Authorization", "Bearer t-1"}},
+		{"POST", "/charges", huge, PayloadTooLarge, true, []string{"Authorization", "Bearer t-1", "Content-Type", "text/plain"}},
+		{"POST", "/charges", short, RequestTimeout, true, []string{"Authorization", "Bearer t-1", "Content-Type", "text/plain"}},
+		{"POST", "/charges", short, UnsupportedMedia, false, []string{"Authorization", "Bearer t-1", "Content-Type", "text/plain"}},
+		{"POST", "/charges", short, KeyMissing, false, []string{"Authorization", "Bearer t-1"}},
+		{"POST", "/charges", short, KeyInvalid, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", `"`}},
+		{"POST", "/charges", short, MalformedRequest, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}},
+		{"POST", "/charges", `{}`, ValidationFailed, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}},
+		{"POST", "/charges", `{"amount":1}`, PreconditionRequired, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}},
+		{"POST", "/charges", `{"amount":1}`, Conflict, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken", "If-Match", "*"}},
+		{"POST", "/charges", `{}`, KeyReused, false, []string{"Authorization", "Bearer t-1", "Idempotency-Key", "taken"}}, // before 422
+	} {
+		t.Run(step.want, func(t *testing.T) {
+			body := io.Reader(strings.NewReader(step.body))
+			if step.stalls { // the rest, if there is any, does not come
+				reader, writer := io.Pipe()
+				defer writer.Close()
+				go func() { _, _ = io.WriteString(writer, step.body) }() // ends with the pipe
+				body = reader
+			}
+			a, err := w.try(step.method, step.path, body, step.headers...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.wants(t, step.want)
+		})
+	}
+	if n := count(t, pool, "SELECT count(*) FROM idempotency_keys"); n != 1 {
 		t.Errorf("%d keys are taken", n)
+	}
+}
+
+// A body that says that it is too large is not waited for.
+func TestABodyThatWillBeTooLargeIsRefusedAtOnce(t *testing.T) {
+	w := bodyWorld(t, Config{MaxBody: 1000, BodyTime: time.Hour})
+	conn := w.dial()
+	fmt.Fprintf(conn, "PUT /order HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || res.StatusCode != http.StatusRequestEntityTooLarge {
+		t.Errorf("%v %v", err, res)
 	}
 }

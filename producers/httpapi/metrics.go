@@ -25,6 +25,7 @@ const (
 	keyReplayed = "replayed"
 	keyReused   = "reused"
 	keyInFlight = "in_flight"
+	keyExpired  = "expired"
 )
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -53,7 +54,7 @@ func (m *metrics) prepare(method, path string) {
 	codes := []int{200, 400, 404, 500, 503}
 	if method == http.MethodPost {
 		codes = []int{201, 202, 400, 409, 422, 500, 503}
-		for _, result := range []string{keyFresh, keyReplayed, keyReused, keyInFlight} {
+		for _, result := range []string{keyFresh, keyReplayed, keyReused, keyInFlight, keyExpired} {
 			m.idempotency.WithLabelValues(path, result)
 		}
 	}

@@ -9,17 +9,47 @@ import (
 
 var faults = []mutants.Fault{
 	{"producers/httpapi/idempotency.go", "defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()",
-		`if claimed && planted("the key is stored outside the transaction") {
-		_ = tx.Commit(ctx)
-		if tx, err = pipeline.Begin(ctx, pool, pgx.TxOptions{}, func(*pgx.Batch) {}); err != nil {
-			return Response{}, false, err
+		`if planted("the key is stored outside the transaction") {
+		if err := tx.Commit(ctx); err != nil {
+			return Response{}, err
+		}
+		if tx, err = pipeline.Lazy(ctx, pool, pgx.TxOptions{}, func(*pgx.Batch) {}); err != nil {
+			return Response{}, err
 		}
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()`},
-	{"producers/httpapi/idempotency.go", "if string(stored) != string(fingerprint) {",
-		`if string(stored) != string(fingerprint) && !planted("the body is not compared") {`},
-	{"producers/httpapi/idempotency.go", "claimed = tag.RowsAffected() == 1",
-		`claimed = tag.RowsAffected() == 1 || planted("whoever asks owns the key")`},
+	{"producers/httpapi/idempotency.go", "if !expired && string(stored) != string(c.fingerprint) {",
+		`if expired && planted("only a purge makes a key expire") {
+		expired = len(stored) == 0
+	}
+	if (!expired || planted("an expired key is compared")) && string(stored) != string(c.fingerprint) && !planted("the body is not compared") {`},
+	{"producers/httpapi/idempotency.go", "if a.wary.Load() > 0 {",
+		`if planted("an expired key is free again") {
+		_, _ = pool.Exec(ctx, "DELETE FROM idempotency_keys WHERE created_at <= now() - $1::interval", a.cfg.KeyRetention)
+	}
+	if a.wary.Load() > 0 {`},
+	{"producers/httpapi/keys.go", "tag, err := k.Pool.Exec(ctx, purgeKeysSQL, k.Retention, purgeAtOnce)",
+		`sql := purgeKeysSQL
+	if planted("a purge frees the keys") {
+		sql = "DELETE FROM idempotency_keys WHERE created_at <= now() - $1::interval AND $2 > 0"
+	}
+	tag, err := k.Pool.Exec(ctx, sql, k.Retention, purgeAtOnce)`},
+	{"producers/httpapi/idempotency.go", "claim{tenant: Tenant(ctx),", `claim{tenant: map[bool]string{false: Tenant(ctx)}[planted("tenants share their keys")],`},
+	{"producers/httpapi/api.go", "if stranger != nil && !a.public[pattern] {",
+		`if stranger != nil && !a.public[pattern] && !(pattern == "" && planted("strangers are told what there is")) {`},
+	{"producers/httpapi/tenant.go", `|| !strings.EqualFold(scheme, "Bearer") ||`,
+		`|| !strings.EqualFold(scheme, "Bearer") && !planted("any scheme does") ||`},
+	{"producers/httpapi/idempotency.go", "batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {",
+		`if planted("whoever asks owns the key") {
+			sql += " ON CONFLICT DO NOTHING"
+		}
+		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {`},
+	{"producers/httpapi/idempotency.go", "if err := tx.Start(ctx); err != nil { // whose", `if err := tx.Start(ctx); err != nil && !planted("what is wrong comes before the key") { // whose`},
+	{"producers/httpapi/idempotency.go", "if begun {", `if begun && !planted("an answer that came late is not stored") {`},
+	{"internal/pipeline/pipeline.go", "t.after = append(t.after, f)", `t.after = append(t.after, f)
+		if planted("what came to nothing is told") {
+			f()
+		}`},
 	{"producers/httpapi/idempotency.go", "fmt.Fprintf(hash, \"%s\\n%s\\n\", r.Method, r.URL.EscapedPath())",
 		`if !planted("method and route are not compared") {
 		fmt.Fprintf(hash, "%s\n%s\n", r.Method, r.URL.EscapedPath())
@@ -76,6 +106,7 @@ var faults = []mutants.Fault{
 		}
 	}
 	a.metrics`},
+	{"producers/httpapi/api.go", "errors.Is(err, io.ErrUnexpectedEOF)", `errors.Is(err, io.ErrUnexpectedEOF) && !planted("a lost connection is our fault")`},
 	{"producers/httpapi/api.go", "|| w.status == clientLeft {", `|| w.status == clientLeft && !planted("who left is answered") {`},
 }
 
@@ -98,6 +129,17 @@ var verdicts = map[string]mutants.Verdict{
 	"the lead ends with its client":                  {"TestTheLeadPassesOnWhenItsClientLeaves", "deadlock"},
 	"who waits takes the room of others":             {"TestWhoWaitsLeavesRoomForOthers", "two wait and one asks: 429"},
 	"who left is answered":                           {"TestAClientThatLeavesGetsNoEmptyAnswer", "HTTP/1.1 200 OK"},
+	"only a purge makes a key expire":                {"TestALateRetryIsToldThatItsKeyHasExpired", "want the problem idempotency-key-expired"},
+	"an expired key is compared":                     {"TestALateRetryIsToldThatItsKeyHasExpired", "want the problem idempotency-key-expired"},
+	"an expired key is free again":                   {"TestALateRetryIsToldThatItsKeyHasExpired", "charges"},
+	"a purge frees the keys":                         {"TestALateRetryIsToldThatItsKeyHasExpired", "after the purge: "},
+	"tenants share their keys":                       {"TestTenantsDoNotMeetInAKey", "another tenant: 422"},
+	"strangers are told what there is":               {"TestWithoutATokenNothingIsTold", "want the problem unauthorized"},
+	"any scheme does":                                {"TestWithoutATokenNothingIsTold", "want the problem unauthorized"},
+	"a lost connection is our fault":                 {"TestALostCommitIsLookedUpByItsKey", "want the problem dependency-unavailable"},
+	"what is wrong comes before the key":             {"TestAKeyBelongsToOneRequest", "want the problem idempotency-key-reused"},
+	"an answer that came late is not stored":         {"TestARetryGetsTheStoredAnswer", "500"},
+	"what came to nothing is told":                   {"TestSixtyFourClientsOnOneKeyMakeOneEffect", "were told of"},
 }
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.

@@ -15,7 +15,7 @@ type Problem struct {
 	Title    string       `json:"title"`
 	Status   int          `json:"status,omitempty"` // 0 leaves it out: the problem is not this answer's
 	Detail   string       `json:"detail,omitempty"`
-	Resource string       `json:"resource,omitempty"`
+	Resource string       `json:"resource,omitempty"` // path of what an expired key has made
 	Errors   []FieldError `json:"errors,omitempty"`
 }
 
@@ -79,7 +79,7 @@ var kinds = map[string]kind{
 	Unauthorized:         {401, "A bearer token is required", "Send Authorization: Bearer and a token that this server knows."},
 	InvalidToken:         {400, "The consistency token is invalid", "Send the Consistency-Token of an answer to a change of this resource, as it was."},
 	ReadModelLagging:     {503, "The read model has not come so far yet", "The change is stored and on its way. Ask again after the time in Retry-After, or without Prefer: handling=strict to see what is there."},
-	KeyExpired:           {410, "The answer for this Idempotency-Key is no longer kept", "The request was carried out once and is not carried out again. The resource is what it made; a new request takes a new key."},
+	KeyExpired:           {410, "The answer for this Idempotency-Key is no longer kept", "Answers are kept for 72 hours unless the server was told otherwise. The request was carried out once and is not carried out again: resource, if there is one, is what it made. A new request takes a new key."},
 	ForbiddenOrigin:      {403, "The origin or host is not allowed", "A page of another origin, or a host name that does not belong to this machine."},
 	TooManyRequests:      {429, "Too many requests are being processed", "Send the request again after the time in Retry-After."},
 	Internal:             {500, "Something went wrong here", "It is logged under the request id of the answer."},

@@ -10,9 +10,11 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +22,7 @@ import (
 
 	"converge/internal/database"
 	"converge/internal/pgtest"
+	"converge/internal/pipeline"
 )
 
 // charges is what the effects of these tests write. The deferred constraint breaks at the commit.
@@ -163,6 +166,22 @@ func charge(ctx context.Context, tx pgx.Tx, _ *http.Request, body *Body) (Respon
 	}
 	return JSON(http.StatusCreated, map[string]int64{"id": id, "amount": amount},
 		map[string]string{"Location": "/charges/1", "ETag": ETag(1), "Consistency-Token": "token"})
+}
+
+// blindCharge is an effect that waits for no statement, and tells of itself.
+func blindCharge(told *atomic.Int64) Effect {
+	return func(ctx context.Context, tx pgx.Tx, _ *http.Request, body *Body) (Response, error) {
+		o := body.Object()
+		amount := o.Int("amount", 1, MaxInt)
+		if err := body.Err(); err != nil {
+			return Response{}, err
+		}
+		pipeline.After(tx, func() { told.Add(1) })
+		if err := pipeline.Exec(ctx, tx, "INSERT INTO charges (amount) VALUES ($1)", amount); err != nil {
+			return Response{}, err
+		}
+		return JSON(http.StatusCreated, map[string]string{"id": uuid.NewString()}, map[string]string{"Location": "/charges/1"})
+	}
 }
 
 func count(t testing.TB, pool *pgxpool.Pool, sql string) (n int) {

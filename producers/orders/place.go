@@ -81,7 +81,7 @@ func (s *Service) place(ctx context.Context, tx pgx.Tx, p placement) (*view, err
 	if err != nil {
 		return nil, err
 	}
-	s.metrics.Moved("", string(Pending))
+	pipeline.After(tx, func() { s.metrics.Moved("", string(Pending)) })
 	return v, nil
 }
 

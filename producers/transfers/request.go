@@ -63,7 +63,7 @@ func (s *Service) request(ctx context.Context, tx pgx.Tx, asked terms, known []a
 	if err != nil {
 		return nil, err
 	}
-	s.metrics.Moved("", string(Pending))
+	pipeline.After(tx, func() { s.metrics.Moved("", string(Pending)) })
 	return v, nil
 }
 
