@@ -107,6 +107,8 @@ var faults = []mutants.Fault{
 	}
 	a.metrics`},
 	{"producers/httpapi/api.go", "errors.Is(err, io.ErrUnexpectedEOF)", `errors.Is(err, io.ErrUnexpectedEOF) && !planted("a lost connection is our fault")`},
+	{"producers/httpapi/token.go", "version > 0 && named != id {", `version > 0 && named != id && !planted("a token is good for any resource") {`},
+	{"producers/httpapi/token.go", "!hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) {", `!hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) && !planted("a forged token passes") {`},
 	{"producers/httpapi/api.go", "|| w.status == clientLeft {", `|| w.status == clientLeft && !planted("who left is answered") {`},
 }
 
@@ -128,6 +130,8 @@ var verdicts = map[string]mutants.Verdict{
 	"any other version wakes":                        {"TestAnOlderVersionWakesNobody", "woken by version 1"},
 	"the lead ends with its client":                  {"TestTheLeadPassesOnWhenItsClientLeaves", "deadlock"},
 	"who waits takes the room of others":             {"TestWhoWaitsLeavesRoomForOthers", "two wait and one asks: 429"},
+	"a token is good for any resource":               {"TestATokenIsGoodForItsResourceAlone", "of another resource: version 7"},
+	"a forged token passes":                          {"TestATokenIsGoodForItsResourceAlone", "with another key: version 7"},
 	"who left is answered":                           {"TestAClientThatLeavesGetsNoEmptyAnswer", "HTTP/1.1 200 OK"},
 	"only a purge makes a key expire":                {"TestALateRetryIsToldThatItsKeyHasExpired", "want the problem idempotency-key-expired"},
 	"an expired key is compared":                     {"TestALateRetryIsToldThatItsKeyHasExpired", "want the problem idempotency-key-expired"},

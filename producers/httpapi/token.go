@@ -9,36 +9,51 @@ import (
 	"strings"
 )
 
+// macSize is half a MAC, which is twice what guessing takes (RFC 2104, section 5).
+const macSize = sha256.Size / 2
+
 // Token returns the Consistency-Token of a version of a resource, named as in "orders/ID" with the ID as
 // stored: a read model that is given it waits until it shows that version. It is signed with [Config.TokenKey]
-// and good for that resource alone.
+// and good for that resource alone. Clients need not know what is in it.
 func (a *API) Token(resource string, version int64) string {
-	text := strconv.FormatInt(version, 10)
-	return text + "." + base64.RawURLEncoding.EncodeToString(a.sign(resource, text))
+	text := strconv.FormatInt(version, 10) + " " + resource
+	return base64.RawURLEncoding.EncodeToString(append(a.sign(text), text...))
 }
 
 // ReadToken returns the version that the request's Consistency-Token names, 0 when it has none. What nobody
 // here has signed for the resource is invalid-token.
 func (a *API) ReadToken(r *http.Request, resource string) (int64, error) {
-	given := r.Header.Values("Consistency-Token")
-	if len(given) == 0 {
-		return 0, nil
-	}
-	text, signature, _ := strings.Cut(given[0], ".")
-	mac, err := base64.RawURLEncoding.Strict().DecodeString(signature)
-	if err != nil || len(given) > 1 || !hmac.Equal(mac, a.sign(resource, text)) {
-		return 0, Fail(InvalidToken, "")
-	}
-	version, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || version < 1 {
+	kind, id, _ := strings.Cut(resource, "/")
+	named, version, err := a.ReadTokenOf(r, kind)
+	if err != nil || version > 0 && named != id {
 		return 0, Fail(InvalidToken, "")
 	}
 	return version, nil
 }
 
-// sign returns half a MAC, which is twice what guessing takes (RFC 2104, section 5).
-func (a *API) sign(resource, version string) []byte {
+// ReadTokenOf returns the resource of the kind, "orders" as in "orders/ID", that the request's
+// Consistency-Token names, and its version; "" and 0 when it has none. What nobody here has signed, or has for
+// another kind, is invalid-token.
+func (a *API) ReadTokenOf(r *http.Request, kind string) (id string, version int64, err error) {
+	given := r.Header.Values("Consistency-Token")
+	if len(given) == 0 {
+		return "", 0, nil
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(given[0])
+	if err != nil || len(given) > 1 || len(raw) < macSize || !hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) {
+		return "", 0, Fail(InvalidToken, "")
+	}
+	digits, resource, _ := strings.Cut(string(raw[macSize:]), " ")
+	id, ofKind := strings.CutPrefix(resource, kind+"/")
+	version, err = strconv.ParseInt(digits, 10, 64)
+	if err != nil || version < 1 || !ofKind {
+		return "", 0, Fail(InvalidToken, "")
+	}
+	return id, version, nil
+}
+
+func (a *API) sign(text string) []byte {
 	mac := hmac.New(sha256.New, a.cfg.TokenKey)
-	mac.Write([]byte(resource + "\n" + version))
-	return mac.Sum(nil)[:sha256.Size/2]
+	mac.Write([]byte(text))
+	return mac.Sum(nil)[:macSize]
 }
