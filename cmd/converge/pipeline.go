@@ -103,6 +103,25 @@ func (l listener) check() error {
 	return usageError{fmt.Errorf("--http %s can be reached from other machines and nothing asks who they are: listen on 127.0.0.1, or say --allow-remote", l.HTTP)}
 }
 
+// reading says how read models behave.
+type reading struct {
+	ViewWait   time.Duration `default:"2s" placeholder:"DURATION" help:"A view read waits so long for what its Consistency-Token names, unless it prefers another time."`
+	HideWrites time.Duration `default:"0s" placeholder:"DURATION" help:"Read models show each change no sooner than so long after its commit: to see whether clients bear stale views. 0s hides nothing."`
+}
+
+func (r reading) check() error {
+	if r.ViewWait <= 0 || r.ViewWait > longestViewWait {
+		return usageError{fmt.Errorf("--view-wait %s is not between 1ms and %s; a reader that does not want to wait says Prefer: wait=0", r.ViewWait, longestViewWait)}
+	}
+	if r.HideWrites < 0 {
+		return usageError{fmt.Errorf("--hide-writes %s is negative", r.HideWrites)}
+	}
+	return nil
+}
+
+// longestViewWait is what a reader may prefer, too.
+const longestViewWait = 30 * time.Second
+
 // node is what every long-running process has: metrics, health, one HTTP listener, and its parts in the
 // order in which they start; they stop in the reverse order.
 type node struct {
@@ -198,8 +217,9 @@ type serviceConfig struct {
 	retention
 	slot          string // the relay's; "" is its default
 	orderDeadline time.Duration
-	allowRemote   bool
-	maxConns      int32
+	reading
+	allowRemote bool
+	maxConns    int32
 	// after returns nil once the services may begin; nil: at once.
 	after func() error
 }
@@ -248,7 +268,14 @@ func (n *node) runServices(ctx context.Context, chosen []service, cfg serviceCon
 	if err != nil || codec == nil {
 		return err
 	}
-	api, err := httpapi.New(httpapi.Config{Logger: n.log, Registerer: n.metrics, AllowRemote: cfg.allowRemote})
+	var key []byte
+	if there, err := n.await(ctx, "the database", begin, func(ctx context.Context) (err error) {
+		key, err = readTokenKey(ctx, cfg.Database, chosen[0].name)
+		return err
+	}); err != nil || !there {
+		return err
+	}
+	api, err := httpapi.New(httpapi.Config{Logger: n.log, Registerer: n.metrics, AllowRemote: cfg.allowRemote, TokenKey: key})
 	if err != nil {
 		return err
 	}
@@ -262,7 +289,7 @@ func (n *node) runServices(ctx context.Context, chosen []service, cfg serviceCon
 		defer pool.Close()
 		n.checks.Add(s.name+" database", func(ctx context.Context) error { return pool.Ping(ctx) })
 		p := s.open(deps{pool: pool, outbox: outbox.New(codec), codec: codec, log: n.log.With("service", s.name),
-			registerer: n.metrics, orderDeadline: cfg.orderDeadline})
+			registerer: n.metrics, orderDeadline: cfg.orderDeadline, viewWait: cfg.ViewWait})
 		if p.routes != nil {
 			p.routes(api)
 		}
@@ -291,8 +318,13 @@ func (n *node) addConsumer(inner *process.Group, s service, p parts, pool *pgxpo
 	if err != nil {
 		return err
 	}
+	model := schemas.ReadModels()[s.name]
+	var delay time.Duration
+	if model != "" {
+		delay = cfg.HideWrites
+	}
 	g, err := group.New(group.Config{Name: s.name, Brokers: cfg.Brokers, Client: options, Topics: topics, Pool: pool, Handler: p.handler,
-		InboxRetention: cfg.InboxRetention, ReadModel: schemas.ReadModels()[s.name], Logger: n.log, Registerer: n.metrics})
+		InboxRetention: cfg.InboxRetention, ReadModel: model, Delay: delay, Logger: n.log, Registerer: n.metrics})
 	if err != nil {
 		return err
 	}
@@ -379,6 +411,24 @@ func (n *node) await(ctx context.Context, what string, begin *starting, try func
 		case <-tick.C:
 		}
 	}
+}
+
+// readTokenKey returns the key of consistency tokens, as any service may read it.
+func readTokenKey(ctx context.Context, databaseURL, service string) ([]byte, error) {
+	pool, err := database.Open(ctx, databaseURL, service, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer pool.Close()
+	return database.TokenKey(ctx, pool)
+}
+
+// migrateAll brings all that lies in the database up to date.
+func migrateAll(ctx context.Context, databaseURL string) error {
+	if err := database.Migrate(ctx, databaseURL, modules(services())...); err != nil {
+		return err
+	}
+	return database.MigrateSecrets(ctx, databaseURL, serviceNames()...)
 }
 
 // errNotMigrated means that a service's schema is not there or not complete.

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"time"
 
-	"converge/internal/database"
 	"converge/internal/kafkaauth"
 )
 
@@ -15,6 +14,7 @@ type serveCmd struct {
 	encoding
 	listener
 	retention
+	reading
 	Slot          string        `default:"converge" help:"The relay's replication slot: old outbox rows go only when it has confirmed them."`
 	OrderDeadline time.Duration `default:"30s" help:"An order that has not passed its pivot by then is undone."`
 }
@@ -24,13 +24,13 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	for _, check := range []func() error{c.connection.check, c.encoding.check, c.retention.check} {
+	for _, check := range []func() error{c.connection.check, c.encoding.check, c.retention.check, c.reading.check} {
 		if err := check(); err != nil {
 			return err
 		}
 	}
 	n := newNode(log)
-	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding, retention: c.retention, slot: c.Slot,
+	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding, retention: c.retention, reading: c.reading, slot: c.Slot,
 		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsApart})
 	return n.run(ctx, c.listener)
 }
@@ -63,11 +63,10 @@ func (c *migrateCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if _, err := at.kafkaOptions(); err != nil {
 		return err
 	}
-	all := services()
-	if err := database.Migrate(ctx, c.Database, modules(all)...); err != nil {
+	if err := migrateAll(ctx, c.Database); err != nil {
 		return err
 	}
-	log.Info("database is up to date", "schemas", len(all))
+	log.Info("database is up to date", "schemas", len(services()))
 	if len(c.Brokers) == 0 {
 		return nil
 	}

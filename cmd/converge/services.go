@@ -45,6 +45,7 @@ type deps struct {
 	log           *slog.Logger
 	registerer    prometheus.Registerer
 	orderDeadline time.Duration
+	viewWait      time.Duration
 }
 
 // parts is what a service is made of; each may be nil or empty.
@@ -144,16 +145,16 @@ func openIdentity(d deps) parts {
 }
 
 func openBilling(d deps) parts {
-	s := billing.New(billing.Config{Pool: d.pool, Decoder: d.codec})
+	s := billing.New(billing.Config{Pool: d.pool, Decoder: d.codec, ViewWait: d.viewWait})
 	return parts{s.Routes, s.Handler(), nil}
 }
 
 func openAnalytics(d deps) parts {
-	s := analytics.New(analytics.Config{Pool: d.pool, Decoder: d.codec})
+	s := analytics.New(analytics.Config{Pool: d.pool, Decoder: d.codec, ViewWait: d.viewWait})
 	return parts{s.Routes, s.Handler(), nil}
 }
 
 func openOrderViews(d deps) parts {
-	s := orderviews.New(orderviews.Config{Pool: d.pool, Decoder: d.codec})
+	s := orderviews.New(orderviews.Config{Pool: d.pool, Decoder: d.codec, ViewWait: d.viewWait})
 	return parts{s.Routes, s.Handler(), nil}
 }

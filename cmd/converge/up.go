@@ -29,6 +29,7 @@ type upCmd struct {
 	AllowRemote   bool          `help:"Listen and answer beyond loopback. There is no authentication: put one in front."`
 	Demo          bool          `help:"Send a gentle load for as long as it runs."`
 	retention
+	reading
 }
 
 // Connections of one service: few when one process holds ten services, more when each has its own.
@@ -55,6 +56,9 @@ func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) err
 		return usageError{errors.New("the embedded Kafka has neither TLS nor passwords: leave out the --kafka- flags, or name another Kafka with --brokers")}
 	}
 	if err := c.retention.check(); err != nil {
+		return err
+	}
+	if err := c.reading.check(); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -135,7 +139,7 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 	say("bringing the database up to date")
 	migrating, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	if err := database.Migrate(migrating, e.Database, modules(services())...); err != nil {
+	if err := migrateAll(migrating, e.Database); err != nil {
 		return fmt.Errorf("%w (database %s)", err, database.Redact(e.Database))
 	}
 	if err := widenPublication(migrating, e.Database); err != nil {
@@ -156,7 +160,7 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 	if err := n.addConsole(e.connection, e.registry.URL(), n.metrics); err != nil {
 		return err
 	}
-	n.addServices(services(), serviceConfig{connection: e.connection, encoding: encoding{Registry: e.registry.URL(), Format: c.Format}, retention: c.retention,
+	n.addServices(services(), serviceConfig{connection: e.connection, encoding: encoding{Registry: e.registry.URL(), Format: c.Format}, retention: c.retention, reading: c.reading,
 		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsTogether,
 		after: r.Ready}) // the slot must be there before the first row
 	if c.Demo {

@@ -37,16 +37,21 @@ var Migrations embed.FS
 type Config struct {
 	Pool    *pgxpool.Pool
 	Decoder event.Decoder
+	// ViewWait is how long a read waits for what its Consistency-Token names; 0 means [readmodel.DefaultWait].
+	ViewWait time.Duration
 }
 
 // Service is Analytics. It is safe for concurrent use.
 type Service struct {
-	pool    *pgxpool.Pool
-	decoder event.Decoder
+	pool     *pgxpool.Pool
+	decoder  event.Decoder
+	viewWait time.Duration
 }
 
 // New returns the service. It starts nothing.
-func New(cfg Config) *Service { return &Service{pool: cfg.Pool, decoder: cfg.Decoder} }
+func New(cfg Config) *Service {
+	return &Service{pool: cfg.Pool, decoder: cfg.Decoder, viewWait: cfg.ViewWait}
+}
 
 // Handler returns what Analytics does with each event that it reads: a batch at a time.
 func (s *Service) Handler() event.Handler {
@@ -178,5 +183,5 @@ func save(ctx context.Context, tx pgx.Tx, c *content, j *journal) error {
 // Routes adds what Analytics answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
 	readmodel.Profiles{Pool: s.pool, Path: "/analytics/profiles", Table: "profiles",
-		Unknown: "Analytics has not heard of such a user, or not yet"}.Routes(api)
+		Unknown: "Analytics has not heard of such a user, or not yet", Wait: s.viewWait}.Routes(api)
 }

@@ -12,6 +12,7 @@ import (
 	"context"
 	"embed"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -32,16 +33,21 @@ var Migrations embed.FS
 type Config struct {
 	Pool    *pgxpool.Pool
 	Decoder event.Decoder
+	// ViewWait is how long a read waits for what its Consistency-Token names; 0 means [readmodel.DefaultWait].
+	ViewWait time.Duration
 }
 
 // Service is Billing. It is safe for concurrent use.
 type Service struct {
-	pool    *pgxpool.Pool
-	decoder event.Decoder
+	pool     *pgxpool.Pool
+	decoder  event.Decoder
+	viewWait time.Duration
 }
 
 // New returns the service. It starts nothing.
-func New(cfg Config) *Service { return &Service{pool: cfg.Pool, decoder: cfg.Decoder} }
+func New(cfg Config) *Service {
+	return &Service{pool: cfg.Pool, decoder: cfg.Decoder, viewWait: cfg.ViewWait}
+}
 
 // Handler returns what Billing does with each event that it reads: one by one.
 func (s *Service) Handler() event.Handler {
@@ -82,5 +88,5 @@ func apply(ctx context.Context, tx pgx.Tx, e *event.Event, p schemas.ProfileUpda
 // Routes adds what Billing answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
 	readmodel.Profiles{Pool: s.pool, Path: "/billing/accounts", Table: "accounts",
-		Unknown: "Billing has not heard of such a user, or not yet"}.Routes(api)
+		Unknown: "Billing has not heard of such a user, or not yet", Wait: s.viewWait}.Routes(api)
 }

@@ -62,13 +62,18 @@ func (g *Group) applyEvents(ctx context.Context, p partition, records []*kgo.Rec
 		}
 	}
 	b := batch{partition: p, expected: at.stored, next: records[len(records)-1].Offset + 1, events: g.wanted(records)}
+	end := b.next
+	if ripe := g.ripe(p, b.events); ripe < len(b.events) {
+		if b.next, b.events = b.events[ripe].Offset, b.events[:ripe]; ripe == 0 {
+			return b.next, nil
+		}
+	}
 	if len(b.events) == 0 {
 		if at.passed += len(records); at.passed < maxPassed {
 			g.reached(p, position{stored: at.stored, passed: at.passed, most: at.most}, b.next)
 			return -1, nil
 		}
 	}
-	end := b.next
 	if at.most > 0 && at.most < len(b.events) {
 		b.next, b.events = b.events[at.most].Offset, b.events[:at.most]
 	}

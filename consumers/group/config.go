@@ -30,6 +30,11 @@ type Config struct {
 	// inbox.Days for how long that must be. What comes later is a dead letter, for review.
 	InboxRetention time.Duration
 
+	// Delay holds every event back until so long after its commit, as its committed_at says, else its record's
+	// timestamp. One that says that it comes from the future waits that long from when it is first seen. What a
+	// partition holds behind it waits too. 0 holds nothing back.
+	Delay time.Duration
+
 	// ReadModel names what the handler builds; when it is set, the time from commit to effect is observed.
 	ReadModel string
 	// MaxEvents bounds the records of one poll over all partitions; 0 means 500.
@@ -65,6 +70,9 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if c.InboxRetention < 0 {
 		return filled, fmt.Errorf("the consumer group %s: the inbox's retention is negative", c.Name)
+	}
+	if c.Delay < 0 {
+		return filled, fmt.Errorf("the consumer group %s: the delay is negative", c.Name)
 	}
 	if filled.MaxEvents == 0 {
 		filled.MaxEvents = 500

@@ -43,7 +43,8 @@ type Group struct {
 
 	mu     sync.Mutex
 	owned  map[partition]position
-	paused map[partition]time.Time // retry partitions that wait for a wake-up to be due
+	paused map[partition]time.Time // partitions that wait for a wake-up or an event to be due
+	ripens map[partition]ripening  // the event that a partition waits for, with a Delay
 	hints  map[partition]int64     // offsets that Kafka is yet to be told
 	back   map[partition]int64     // stored offsets that somebody has moved back
 	toldAt time.Time               // when Kafka was told last
@@ -81,7 +82,7 @@ func newGroup(cfg Config, open func(Config, retry.Ladder) store) (*Group, error)
 	}
 	ladder := retry.Ladder{Consumer: filled.Name, Policy: filled.Retry}
 	g := &Group{cfg: filled, ladder: ladder, store: open(filled, ladder), guard: newGuard(filled.Guard),
-		wakes: map[string]bool{}, owned: map[partition]position{}, paused: map[partition]time.Time{}, hints: map[partition]int64{}}
+		wakes: map[string]bool{}, owned: map[partition]position{}, paused: map[partition]time.Time{}, ripens: map[partition]ripening{}, hints: map[partition]int64{}}
 	g.chunk.Store(mostHeld)
 	for _, topic := range filled.Topics {
 		for _, name := range retry.WakeTopics(topic, filled.Name, filled.Retry) {
@@ -209,6 +210,7 @@ func (g *Group) forget(gone map[string][]int32) {
 			p := partition{topic, id}
 			delete(g.owned, p)
 			delete(g.paused, p)
+			delete(g.ripens, p)
 			delete(g.hints, p)
 		}
 	}

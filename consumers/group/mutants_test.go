@@ -34,6 +34,8 @@ var plants = []mutants.Fault{
 		`f.Blocks = g.cfg.Retry.HoldDead && !held[key] && !planted("a dead letter lets its followers go on")`},
 	{"consumers/group/handle.go", "case forgotten[e.ID]:",
 		`case forgotten[e.ID] && !planted("an old event is applied silently"):`},
+	{"consumers/group/delay.go", "until.After(now) {\n\t\t\tif step", `until.After(now) && !planted("a delay is not kept") {
+			if step`},
 	{"consumers/group/guard.go", "if last != nil && len(g.failed) >= g.keys {",
 		`if last != nil && len(g.failed) >= g.keys && !planted("a bad deploy is not noticed") {`},
 	{"consumers/group/wake.go", "if err := g.admit(len(result.Done), blamed...); err != nil {",
@@ -48,6 +50,7 @@ var verdicts = map[string]mutants.Verdict{
 	"an outage counts as an attempt":         {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "rows blame an event"},
 	"a later batch overtakes what is held":   {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
 	"an old event is applied silently":       {"TestAnEventOlderThanTheInboxRemembersIsForAPersonToDecide", "applied 2 times: key-0/0"},
+	"a delay is not kept":                    {"TestADelayIsKeptAlsoByTheNextOwner", "applied too early"},
 	"a bad deploy is not noticed":            {"TestABadDeployStopsTheGroupAndBlamesNoEvent", "rows blame an event"},
 	"a bad deploy buries what waits":         {"TestABadDeployDoesNotBuryWhatWaits", "dead: "},
 	"a dead letter lets its followers go on": {"TestADeadLetterMayHoldItsKey", "with a dead letter in front of it"},

@@ -248,7 +248,7 @@ func (g *Group) countHeld(wake retry.Wake, turn retry.Turn, r retry.Result, took
 	g.count(batch{partition: partition{topic: wake.Topic}, events: done}, outcome{applied: done, heads: again, dead: r.Dead}, took)
 }
 
-// pause stops fetching a retry partition until its next call is due.
+// pause stops fetching a partition until what comes next in it is due; heartbeats go on.
 func (g *Group) pause(p partition, until time.Time) {
 	g.client.PauseFetchPartitions(map[string][]int32{p.topic: {p.id}})
 	g.mu.Lock()
@@ -256,7 +256,7 @@ func (g *Group) pause(p partition, until time.Time) {
 	g.paused[p] = until
 }
 
-// resume fetches again from the partitions whose calls are due.
+// resume fetches again from the partitions that need wait no longer.
 func (g *Group) resume() {
 	g.mu.Lock()
 	due := map[string][]int32{}

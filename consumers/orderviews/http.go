@@ -18,8 +18,8 @@ import (
 
 // Routes adds what the read model answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("GET /order-views", s.list)
-	api.Handle("GET /order-views/{id}", s.get)
+	api.Handle("GET /order-views", func(w http.ResponseWriter, r *http.Request) error { return s.list(api, w, r) })
+	api.Handle("GET /order-views/{id}", func(w http.ResponseWriter, r *http.Request) error { return s.get(api, w, r) })
 }
 
 // view is an order as the read model shows it.
@@ -32,6 +32,7 @@ type view struct {
 	UpdatedAt  time.Time `json:"updated_at"`
 
 	placedAt time.Time
+	tenant   string
 }
 
 type money struct {
@@ -45,6 +46,7 @@ func scan(r pgx.CollectableRow) (view, error) {
 	var v view
 	err := r.Scan(&v.ID, &v.CustomerID, &v.State, &v.Total.Amount, &v.Total.Currency, &v.Version, &v.UpdatedAt, &v.placedAt)
 	v.UpdatedAt = v.UpdatedAt.UTC()
+	v.tenant, v.CustomerID = httpapi.TenantOf(v.CustomerID), httpapi.Bare(v.CustomerID)
 	return v, err
 }
 
@@ -53,21 +55,36 @@ SELECT ` + columns + `
 FROM order_views
 WHERE id = $1`
 
-// get answers GET /order-views/{id}. Read-Model-Version is the order's version.
-func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
+// get answers GET /order-views/{id}. Read-Model-Version is the order's version, 0 when there is none.
+func (s *Service) get(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
 	id := r.PathValue("id")
 	if !httpapi.ID.Valid(id) {
 		return noView()
+	}
+	wanted, err := api.ReadToken(r, "orders/"+id)
+	if err != nil {
+		return err
+	}
+	standing, err := s.watch.Await(w, r, id, wanted)
+	if err != nil {
+		return err
 	}
 	found, progress, err := s.query(r, oneSQL, id)
 	if err != nil {
 		return err
 	}
-	if len(found) == 0 {
+	var v view
+	if len(found) > 0 && found[0].tenant == httpapi.Tenant(r.Context()) {
+		v = found[0]
+	}
+	readmodel.Tell(w, v.Version, progress.Lag)
+	if err := standing.Refuse(v.Version > 0); err != nil {
+		return err
+	}
+	if v.Version == 0 {
 		return noView()
 	}
-	readmodel.Tell(w, found[0].Version, progress.Lag)
-	return write(w, found[0])
+	return write(w, v)
 }
 
 func noView() error {
@@ -97,10 +114,12 @@ type page struct {
 }
 
 const (
+	// The tenant is written as the index has it: order_views_of_tenant.
 	allSQL = `
 SELECT ` + columns + `
 FROM order_views
 WHERE (placed_at, id) < ($1, $2)
+  AND left(customer_id, greatest(strpos(customer_id, '/') - 1, 0)) = $4
 ORDER BY placed_at DESC, id DESC
 LIMIT $3`
 	ofCustomerSQL = `
@@ -112,19 +131,32 @@ ORDER BY placed_at DESC, id DESC
 LIMIT $3`
 )
 
-// list answers GET /order-views. Read-Model-Version is how many changes the model has taken in: it grows
-// whenever any list may have changed.
-func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
+// list answers GET /order-views, of the orders of a tenant. Read-Model-Version is how many changes the model has
+// taken in: it grows whenever any list may have changed. With the Consistency-Token of any order it waits for that
+// order. A list is always there: still behind, it is as it is, or 503 for who is strict.
+func (s *Service) list(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
 	q, err := readQuery(r.URL.RawQuery)
 	if err != nil {
 		return err
 	}
-	sql, args := allSQL, []any{q.before.placedAt, q.before.id, q.limit + 1}
+	order, wanted, err := api.ReadTokenOf(r, "orders")
+	if err != nil {
+		return err
+	}
+	standing, err := s.watch.Await(w, r, order, wanted)
+	if err != nil {
+		return err
+	}
+	sql, args := allSQL, []any{q.before.placedAt, q.before.id, q.limit + 1, httpapi.Tenant(r.Context())}
 	if q.customerID != "" {
-		sql, args = ofCustomerSQL, append(args, q.customerID)
+		sql, args[3] = ofCustomerSQL, httpapi.Own(r.Context(), q.customerID)
 	}
 	found, progress, err := s.query(r, sql, args...)
 	if err != nil {
+		return err
+	}
+	readmodel.Tell(w, progress.Changes, progress.Lag)
+	if err := standing.Refuse(true); err != nil {
 		return err
 	}
 	p := page{Items: found}
@@ -135,7 +167,6 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request) error {
 	if p.Items == nil {
 		p.Items = []view{}
 	}
-	readmodel.Tell(w, progress.Changes, progress.Lag)
 	return write(w, p)
 }
 
@@ -187,7 +218,7 @@ func refuse(name, detail string) error {
 }
 
 // cursor is where a page ended. It names a place in the order of all views, not a row: the page after it is
-// the same whether or not the row changes.
+// the same whether or not the row changes. With another customer_id the list goes on from that place.
 type cursor struct {
 	placedAt time.Time
 	id       string

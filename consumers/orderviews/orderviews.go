@@ -36,16 +36,21 @@ var Migrations embed.FS
 type Config struct {
 	Pool    *pgxpool.Pool
 	Decoder event.Decoder
+	// ViewWait is how long a read waits for what its Consistency-Token names; 0 means [readmodel.DefaultWait].
+	ViewWait time.Duration
 }
 
 // Service is the read model of orders. It is safe for concurrent use.
 type Service struct {
 	pool    *pgxpool.Pool
 	decoder event.Decoder
+	watch   *readmodel.Watch
 }
 
 // New returns the service. It starts nothing.
-func New(cfg Config) *Service { return &Service{pool: cfg.Pool, decoder: cfg.Decoder} }
+func New(cfg Config) *Service {
+	return &Service{pool: cfg.Pool, decoder: cfg.Decoder, watch: readmodel.NewWatch(cfg.Pool, "order_views", "id", cfg.ViewWait)}
+}
 
 // Handler returns what the read model does with each event that it reads: a batch at a time.
 func (s *Service) Handler() event.Handler {
@@ -109,7 +114,7 @@ func (s *Service) read(ctx context.Context, e *event.Event) (row, error) {
 // check permanently refuses what no order can be. Whoever writes to the topic by hand may write it.
 func (v row) check(e *event.Event) error {
 	switch {
-	case !httpapi.ID.Valid(v.id), !httpapi.ID.Valid(v.customerID):
+	case !httpapi.ID.Valid(v.id), !httpapi.Stored.Valid(v.customerID):
 		return event.Permanentf("%s names no order or no customer", e.Type)
 	case v.version < 1:
 		return event.Permanentf("%s has no aggregate_version: nobody can know whether it is newer", e.Type)
