@@ -57,8 +57,12 @@ type World struct {
 	t        rapid.TB
 	follower Follower
 	handler  event.Handler
-	api      http.Handler
+	api      *httpapi.API
+	tenants  *httpapi.API // the same for who brings a token, see [tenantTokens]
 }
+
+// tenantTokens are whom the second API lets in.
+const tenantTokens = "token-a a\ntoken-b b\n"
 
 // World returns a world of its own, which ends with the test.
 func (f Follower) World(t *testing.T) *World {
@@ -85,7 +89,16 @@ func (f Follower) on(t *testing.T, pool *pgxpool.Pool) *World {
 		t.Fatal(err)
 	}
 	s.Routes(api)
-	return &World{Pool: pool, t: t, follower: f, handler: s.Handler(), api: api}
+	tokens, err := httpapi.ReadTokens(strings.NewReader(tenantTokens))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenants, err := httpapi.New(httpapi.Config{Tokens: tokens})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.New(pool, schemas.NewCodec(schemas.JSON, schemas.IDs{})).Routes(tenants)
+	return &World{Pool: pool, t: t, follower: f, handler: s.Handler(), api: api, tenants: tenants}
 }
 
 // Deliver is what the runtime does with records of one partition: the inbox and the handler in one
@@ -122,9 +135,18 @@ func (w *World) Apply(ctx context.Context, tx pgx.Tx, events ...*event.Event) er
 	return nil
 }
 
-func (w *World) get(user string) *httptest.ResponseRecorder {
+// get reads a user; headers are names and values.
+func (w *World) get(user string, headers ...string) *httptest.ResponseRecorder {
+	return w.ask(w.api, "GET", user, headers...)
+}
+
+func (w *World) ask(api *httpapi.API, method, user string, headers ...string) *httptest.ResponseRecorder {
 	rec := httptest.NewRecorder()
-	w.api.ServeHTTP(rec, httptest.NewRequest("GET", "http://localhost"+w.follower.Path+"/"+user, nil))
+	req := httptest.NewRequest(method, "http://localhost"+w.follower.Path+"/"+user, nil)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Add(headers[i], headers[i+1])
+	}
+	api.ServeHTTP(rec, req)
 	return rec
 }
 
@@ -186,6 +208,9 @@ func Run(t *testing.T, f Follower) {
 		"the lag is shown":                                lag,
 		"an effect that is rolled back never was":         rollsBack,
 		"without a database the reader is told to return": outage,
+		"a read waits for what its token names":           waits,
+		"a stale answer says so or is none":               stale,
+		"a profile is its tenant's":                       tenants,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, f) })
 	}
@@ -318,6 +343,7 @@ func refuses(t *testing.T, f Follower) {
 		"no JSON":         raw(`{`),
 		"no members":      raw(`{}`),
 		"no user":         raw(`{"user_id":"","version":1,"email":"a@b","display_name":"A"}`),
+		"two tenants":     raw(`{"user_id":"a/b/c","version":1,"email":"a@b","display_name":"A"}`),
 		"an odd user":     raw(`{"user_id":"a b","version":1,"email":"a@b","display_name":"A"}`),
 		"version 0":       raw(`{"user_id":"u-1","version":0,"email":"a@b","display_name":"A"}`),
 		"a huge version":  raw(`{"user_id":"u-1","version":99999999999999999999,"email":"a@b","display_name":"A"}`),
