@@ -22,6 +22,12 @@ var faults = []mutants.Fault{
 		}
 	}
 	for _, id := range order {`},
+	{"consumers/orderviews/http.go", "found[0].tenant == httpapi.Tenant(r.Context()) {", `(found[0].tenant == httpapi.Tenant(r.Context()) || planted("a tenant sees another's view")) {`},
+	{"consumers/orderviews/http.go", "sql, args := allSQL, []any{q.before.placedAt, q.before.id, q.limit + 1,",
+		`sql, args := plantedText("a tenant lists another's views", allSQL, "- 1, 0)) = $4", "- 1, 0)) >= $4"), []any{q.before.placedAt, q.before.id, q.limit + 1,`},
+	{"consumers/orderviews/http.go", "if err := standing.Refuse(true); err != nil {", `if err := standing.Refuse(true); err != nil && !planted("a strict list is stale") {`},
+	{"consumers/readmodel/wait.go", "shown[w.id] >= w.version {", `(shown[w.id] >= w.version || shown[w.id] > 0 && planted("an older version will do")) {`},
+	{"producers/httpapi/token.go", "version > 0 && named != id {", `version > 0 && named != id && !planted("a token is good for any order") {`},
 	{"consumers/orderviews/http.go", "given, err := url.ParseQuery(raw)\n\tif err != nil {", "given, err := url.ParseQuery(raw)\n\tif err != nil && !planted(\"half a query is read\") {"},
 	{"consumers/orderviews/http.go", "found[:q.limit], cursor{last.placedAt, last.ID}.String()",
 		`found[:q.limit], cursor{last.placedAt, last.ID}.String()
@@ -36,6 +42,11 @@ var verdicts = map[string]mutants.Verdict{
 	"an order moves in the list":                  {"TestPagesStandStillUnderWrites", "limit 2:"},
 	"rows are written in the order of the events": {"TestBatchesOfTheSameOrdersDoNotDeadlock", "deadlock detected"},
 	"half a query is read":                        {"TestBadQueriesAreRefused", "customer_id=%zz"},
+	"a tenant sees another's view":                {"TestAViewIsItsTenants", "order 0 to \"b\": 200"},
+	"a tenant lists another's views":              {"TestAViewIsItsTenants", "the list of \"a\": 200"},
+	"a strict list is stale":                      {"TestAStaleViewIsToldApart", "GET /order-views for version 2 of o-1, strict: 200"},
+	"an older version will do":                    {"TestReadsWaitForTheOrderThatATokenNames", "version 2: 200"},
+	"a token is good for any order":               {"TestAStaleViewIsToldApart", "/order-views/o-1: 200"},
 	"a page ends by its moment alone":             {"TestPagesStandStillUnderWrites", "limit 2:"},
 }
 

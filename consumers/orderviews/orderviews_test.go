@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -31,7 +30,7 @@ type world struct {
 	t    rapid.TB
 	pool *pgxpool.Pool
 	s    *Service
-	api  http.Handler
+	api  *httpapi.API
 	url  string
 }
 
