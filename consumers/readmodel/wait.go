@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"converge/internal/opshttp"
 	"converge/producers/httpapi"
 )
 
@@ -121,6 +122,8 @@ func (v *Watch) await(ctx context.Context, me *waiter, wait time.Duration) (show
 		select {
 		case <-me.done:
 		case <-over.C:
+			return v.reached(me), nil
+		case <-opshttp.Draining(ctx): // the server stops: who waits gets what is there
 			return v.reached(me), nil
 		case <-ctx.Done():
 			return false, ctx.Err()
