@@ -27,9 +27,10 @@ type Profile struct {
 }
 
 // CheckProfile permanently refuses what no profile can be. Whoever writes to the topic by hand may write it.
+// Users are told by their stored names, with the tenant where there is one.
 func CheckProfile(p schemas.ProfileUpdated) error {
 	switch {
-	case !httpapi.ID.Valid(p.UserID):
+	case !httpapi.Stored.Valid(p.UserID):
 		return event.Permanentf("ProfileUpdated names no user")
 	case p.Version < 1:
 		return event.Permanentf("ProfileUpdated has version %d: the first is 1", p.Version)
