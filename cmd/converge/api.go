@@ -20,6 +20,7 @@ type apiFlags struct {
 	MaxBody      byteSize      `default:"64KiB" placeholder:"SIZE" help:"Largest body of a request: bytes, or with KiB or MiB behind them."`
 	BodyTime     time.Duration `default:"10s" help:"How long a body may take to arrive."`
 	MaxInFlight  int           `default:"512" placeholder:"N" help:"Requests that are processed at once; the next is told to come back."`
+	MaxWaiting   int           `default:"1024" placeholder:"N" help:"Requests that wait for a change, by Prefer or as a stream, beside those that are processed."`
 	KeyWait      time.Duration `default:"2s" help:"How long a request waits for another with its Idempotency-Key."`
 	KeyRetention time.Duration `default:"72h" help:"How long the answer for an Idempotency-Key is given again; then it is forgotten. The key stays taken."`
 }
@@ -31,6 +32,8 @@ func (f apiFlags) check() error {
 		return usageError{fmt.Errorf("--max-body %v lets no body pass: give at least 1", f.MaxBody)}
 	case f.MaxInFlight < 1:
 		return usageError{fmt.Errorf("--max-in-flight %d lets no request pass: give at least 1", f.MaxInFlight)}
+	case f.MaxWaiting < 1:
+		return usageError{fmt.Errorf("--max-waiting %d lets no request wait: give at least 1", f.MaxWaiting)}
 	}
 	for _, bound := range []struct {
 		flag  string
@@ -51,7 +54,7 @@ func (f apiFlags) check() error {
 // config returns the flags as the API takes them. It reads the tokens, and logs who is answered.
 func (f apiFlags) config(log *slog.Logger, allowRemote bool) (httpapi.Config, error) {
 	cfg := httpapi.Config{AllowRemote: allowRemote, MaxBody: int64(f.MaxBody), BodyTime: f.BodyTime, MaxInFlight: f.MaxInFlight,
-		KeyWait: f.KeyWait, KeyRetention: f.KeyRetention}
+		MaxWaiting: f.MaxWaiting, KeyWait: f.KeyWait, KeyRetention: f.KeyRetention}
 	err := f.check()
 	if err == nil {
 		cfg.Tokens, err = f.tokens(log)

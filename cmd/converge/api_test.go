@@ -21,13 +21,14 @@ import (
 )
 
 // defaults are what the flags say when nobody gives any.
-var defaults = apiFlags{MaxBody: 64 << 10, BodyTime: 10 * time.Second, MaxInFlight: 512, KeyWait: 2 * time.Second, KeyRetention: 72 * time.Hour}
+var defaults = apiFlags{MaxBody: 64 << 10, BodyTime: 10 * time.Second, MaxInFlight: 512, MaxWaiting: 1024, KeyWait: 2 * time.Second, KeyRetention: 72 * time.Hour}
 
 func TestBoundsThatNothingCanKeepAreRefused(t *testing.T) {
 	for says, edit := range map[string]func(*apiFlags){
 		"":                                  func(*apiFlags) {},
 		"--max-body 0 lets no body":         func(f *apiFlags) { f.MaxBody = 0 },
 		"--max-in-flight 0 lets no request": func(f *apiFlags) { f.MaxInFlight = 0 },
+		"--max-waiting 0 lets no request":   func(f *apiFlags) { f.MaxWaiting = 0 },
 		"--max-in-flight -1":                func(f *apiFlags) { f.MaxInFlight = -1 },
 		"--body-time 0s is too short":       func(f *apiFlags) { f.BodyTime = 0 },
 		"--key-wait 1µs is too short":       func(f *apiFlags) { f.KeyWait = time.Microsecond },
@@ -55,6 +56,7 @@ func TestEveryBoundIsAFlagWithItsDefault(t *testing.T) {
 		}
 		text := strings.Join(strings.Fields(out.String()), " ")
 		for _, line := range []string{"--api-tokens (none) default", "--max-body 64KiB default", "--body-time 10s default", "--max-in-flight 512 default",
+			"--max-waiting 1024 default",
 			"--key-wait 2s default", "--key-retention 72h0m0s default"} {
 			if !strings.Contains(text, line) {
 				t.Errorf("config %s lacks %q:\n%s", command, line, out.String())
