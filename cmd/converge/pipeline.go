@@ -87,7 +87,8 @@ func (e encoding) check() error {
 // listener says where a process answers HTTP.
 type listener struct {
 	HTTP        string `name:"http" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Address for the API, /healthz, /readyz and /metrics."`
-	AllowRemote bool   `help:"Listen and answer beyond loopback. There is no authentication: put one in front."`
+	AllowRemote bool   `help:"Listen and answer beyond loopback, where nobody is asked who they are: put authentication in front."`
+	guarded     bool   // who has no token is told nothing but /healthz, /readyz and /metrics
 }
 
 // check refuses an address that others can reach, unless that was asked for.
@@ -97,10 +98,10 @@ func (l listener) check() error {
 		return usageError{fmt.Errorf("--http %s is not HOST:PORT: %w", l.HTTP, err)}
 	}
 	ip := net.ParseIP(host)
-	if l.AllowRemote || host == "localhost" || (ip != nil && ip.IsLoopback()) {
+	if l.AllowRemote || l.guarded || host == "localhost" || (ip != nil && ip.IsLoopback()) {
 		return nil
 	}
-	return usageError{fmt.Errorf("--http %s can be reached from other machines and nothing asks who they are: listen on 127.0.0.1, or say --allow-remote", l.HTTP)}
+	return usageError{fmt.Errorf("--http %s can be reached from other machines and nothing asks who they are: listen on 127.0.0.1, have serve ask for --api-tokens, or say --allow-remote", l.HTTP)}
 }
 
 // reading says how read models behave.
@@ -215,11 +216,11 @@ type serviceConfig struct {
 	connection
 	encoding
 	retention
-	slot          string // the relay's; "" is its default
+	slot          string         // the relay's; "" is its default
+	api           httpapi.Config // but for Logger and Registerer, which are the node's
 	orderDeadline time.Duration
 	reading
-	allowRemote bool
-	maxConns    int32
+	maxConns int32
 	// after returns nil once the services may begin; nil: at once.
 	after func() error
 }
@@ -268,14 +269,14 @@ func (n *node) runServices(ctx context.Context, chosen []service, cfg serviceCon
 	if err != nil || codec == nil {
 		return err
 	}
-	var key []byte
 	if there, err := n.await(ctx, "the database", begin, func(ctx context.Context) (err error) {
-		key, err = readTokenKey(ctx, cfg.Database, chosen[0].name)
+		cfg.api.TokenKey, err = readTokenKey(ctx, cfg.Database, chosen[0].name)
 		return err
 	}); err != nil || !there {
 		return err
 	}
-	api, err := httpapi.New(httpapi.Config{Logger: n.log, Registerer: n.metrics, AllowRemote: cfg.allowRemote, TokenKey: key})
+	cfg.api.Logger, cfg.api.Registerer = n.log, n.metrics
+	api, err := httpapi.New(cfg.api)
 	if err != nil {
 		return err
 	}
@@ -304,6 +305,10 @@ func (n *node) runServices(ctx context.Context, chosen []service, cfg serviceCon
 			n.log.Info("the outbox begins without partitions of its own days", "service", s.name, "error", err)
 		}
 		inner.Add(s.name+" outbox days", days.Run)
+		if s.keeps(apiSet) {
+			keys := httpapi.Keys{Pool: pool, Retention: cfg.api.KeyRetention, Logger: n.log.With("service", s.name)}
+			inner.Add(s.name+" idempotency keys", keys.Run)
+		}
 	}
 	begin.install(api)
 	return inner.Run(ctx)

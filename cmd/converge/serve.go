@@ -13,6 +13,7 @@ type serveCmd struct {
 	connection
 	encoding
 	listener
+	apiFlags
 	retention
 	reading
 	Slot          string        `default:"converge" help:"The relay's replication slot: old outbox rows go only when it has confirmed them."`
@@ -29,9 +30,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 			return err
 		}
 	}
+	api, err := c.apiFlags.config(log, c.AllowRemote)
+	if err != nil {
+		return err
+	}
+	c.listener.guarded = api.Tokens.Required()
 	n := newNode(log)
 	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding, retention: c.retention, reading: c.reading, slot: c.Slot,
-		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsApart})
+		api: api, orderDeadline: c.OrderDeadline, maxConns: connsApart})
 	return n.run(ctx, c.listener)
 }
 

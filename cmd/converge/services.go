@@ -37,6 +37,11 @@ type service struct {
 	open func(deps) parts
 }
 
+// keeps reports whether the set's tables are among the service's.
+func (s service) keeps(set database.Set) bool {
+	return slices.ContainsFunc(s.sets, func(own database.Set) bool { return own.Name == set.Name })
+}
+
 // deps is what a service is given.
 type deps struct {
 	pool          *pgxpool.Pool

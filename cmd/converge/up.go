@@ -13,6 +13,7 @@ import (
 	"converge/internal/kafkaauth"
 	"converge/internal/sandbox"
 	"converge/lab/load"
+	"converge/producers/httpapi"
 	"converge/relay"
 )
 
@@ -26,8 +27,9 @@ type upCmd struct {
 	kafkaauth.Flags
 	OrderDeadline time.Duration `default:"30s" help:"An order that has not passed its pivot by then is undone."`
 	Format        string        `enum:"avro,json" default:"avro" help:"Write events as ${enum}; both are read."`
-	AllowRemote   bool          `help:"Listen and answer beyond loopback. There is no authentication: put one in front."`
+	AllowRemote   bool          `help:"Listen and answer beyond loopback, where the console, and without --api-tokens the API, ask nobody who they are: put authentication in front."`
 	Demo          bool          `help:"Send a gentle load for as long as it runs."`
+	apiFlags
 	retention
 	reading
 }
@@ -49,7 +51,18 @@ const (
 
 func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) error {
 	at := listener{HTTP: c.HTTP, AllowRemote: c.AllowRemote}
-	if err := at.check(); err != nil {
+	err := at.check()
+	if err != nil && c.APITokens != "" {
+		err = usageError{fmt.Errorf("%w (--api-tokens guards the API, and not the console beside it)", err)}
+	}
+	if err != nil {
+		return err
+	}
+	if c.Demo && c.APITokens != "" {
+		return usageError{errors.New("the load of --demo brings no token: leave out --demo or --api-tokens")}
+	}
+	api, err := c.apiFlags.config(log, c.AllowRemote)
+	if err != nil {
 		return err
 	}
 	if len(c.Brokers) == 0 && c.Flags != (kafkaauth.Flags{}) {
@@ -72,7 +85,7 @@ func (c *upCmd) Run(ctx context.Context, log *slog.Logger, stdout io.Writer) err
 	err = e.start(ctx, c, say)
 	if err == nil {
 		n := newNode(log)
-		if err = c.assemble(ctx, n, e, say); err == nil {
+		if err = c.assemble(ctx, n, e, api, say); err == nil {
 			n.group.Add("welcome", func(ctx context.Context) error { return c.welcome(ctx, n, e, stdout, began) })
 			err = n.run(ctx, at)
 		}
@@ -135,7 +148,7 @@ func (e *engines) stop(ctx context.Context) error {
 }
 
 // assemble migrates, and adds every part of the pipeline to the node.
-func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(string)) error {
+func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, api httpapi.Config, say func(string)) error {
 	say("bringing the database up to date")
 	migrating, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
@@ -161,7 +174,7 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, say func(stri
 		return err
 	}
 	n.addServices(services(), serviceConfig{connection: e.connection, encoding: encoding{Registry: e.registry.URL(), Format: c.Format}, retention: c.retention, reading: c.reading,
-		orderDeadline: c.OrderDeadline, allowRemote: c.AllowRemote, maxConns: connsTogether,
+		api: api, orderDeadline: c.OrderDeadline, maxConns: connsTogether,
 		after: r.Ready}) // the slot must be there before the first row
 	if c.Demo {
 		n.group.Add("demo", func(ctx context.Context) error { return c.demo(ctx, n) })
@@ -228,7 +241,10 @@ func (c *upCmd) welcome(ctx context.Context, n *node, e *engines, out io.Writer,
 	if !ready(ctx, n) {
 		return nil
 	}
-	kafka := e.Brokers[0]
+	kafka, token := e.Brokers[0], ""
+	if c.APITokens != "" {
+		token = " -H 'Authorization: Bearer TOKEN'"
+	}
 	fmt.Fprintf(out, `%5.1fs  ready
 
   Console     %[2]s/
@@ -240,13 +256,13 @@ func (c *upCmd) welcome(ctx context.Context, n *node, e *engines, out io.Writer,
 
 Try, in another shell:
 
-  curl -i %[2]s/orders -H 'Idempotency-Key: %[7]s' -H 'Content-Type: application/json' \
+  curl -i %[2]s/orders -H 'Idempotency-Key: %[7]s' -H 'Content-Type: application/json'%[8]s \
        -d '{"customer_id":"c-1","items":[{"sku":"BOOK-1","quantity":2}]}'
   kcat -b %[3]s -t orders -C -e -f '%%o %%k %%h\n'
   bin/converge event tail --brokers %[3]s --registry %[4]s
 
 Ctrl-C drains and stops everything; the next up goes on from here.
-`, time.Since(began).Seconds(), base(c.HTTP), kafka, e.registry.URL(), database.Redact(e.Database), c.Dir, began.Format("20060102-150405"))
+`, time.Since(began).Seconds(), base(c.HTTP), kafka, e.registry.URL(), database.Redact(e.Database), c.Dir, began.Format("20060102-150405"), token)
 	<-ctx.Done()
 	return nil
 }

@@ -28,6 +28,7 @@ type Profile struct {
 }
 
 // CheckProfile permanently refuses what no profile can be. Whoever writes to the topic by hand may write it.
+// Users are told by their stored names, with the tenant where there is one.
 func CheckProfile(p schemas.ProfileUpdated) error {
 	switch {
 	case !httpapi.Stored.Valid(p.UserID):

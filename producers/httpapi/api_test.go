@@ -70,6 +70,20 @@ func TestWhatHasNoRouteIsAProblem(t *testing.T) {
 	}
 }
 
+// Whatever a client would rather have, it gets JSON: its problems, too.
+func TestAnUnknownAcceptGetsTheDefault(t *testing.T) {
+	w := newWorld(t, Config{})
+	w.api.Handle("GET /thing", func(rw http.ResponseWriter, _ *http.Request) error {
+		return Response{Status: 200, Body: []byte(`{}`)}.Write(rw)
+	})
+	for _, accept := range []string{"", "text/html", "application/xml;q=0.5, image/*", "application/json;q=0", "nonsense;;q=x", "*/*"} {
+		if a := w.do("GET", "/thing", "", "Accept", accept); a.code != 200 || a.header.Get("Content-Type") != "application/json" || a.body != "{}" {
+			t.Errorf("%q: %d %v %s", accept, a.code, a.header, a.body)
+		}
+		w.do("GET", "/nothing", "", "Accept", accept).wants(t, NotFound)
+	}
+}
+
 // Each type is a page, so that whoever meets a problem can follow its type.
 func TestEveryProblemTypeHasItsPage(t *testing.T) {
 	w := newWorld(t, Config{})

@@ -16,13 +16,28 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
+// Media types of bodies.
+const (
+	mediaJSON  = "application/json"
+	mediaPatch = "application/merge-patch+json" // RFC 7396
+)
+
 // ReadBody reads a JSON body whole and strictly. Its errors are problems: too large, too slow, not JSON.
 func (a *API) ReadBody(w http.ResponseWriter, r *http.Request) (*Body, error) {
+	return a.read(w, r, mediaJSON)
+}
+
+// ReadPatch is [API.ReadBody] for a JSON Merge Patch (RFC 7396).
+func (a *API) ReadPatch(w http.ResponseWriter, r *http.Request) (*Body, error) {
+	return a.read(w, r, mediaPatch)
+}
+
+func (a *API) read(w http.ResponseWriter, r *http.Request, media string) (*Body, error) {
 	raw, err := a.readRaw(w, r)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkMedia(r); err != nil {
+	if err := checkMedia(r, media); err != nil {
 		return nil, err
 	}
 	return parseBody(raw)
@@ -48,12 +63,17 @@ func (a *API) readRaw(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return raw, nil
 }
 
-func checkMedia(r *http.Request) error {
+// checkMedia refuses every other media type; of a patch it tells which it takes (RFC 5789, section 2.2).
+func checkMedia(r *http.Request, want string) error {
 	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || media != "application/json" {
-		return Fail(UnsupportedMedia, "send Content-Type: application/json")
+	if err == nil && media == want {
+		return nil
 	}
-	return nil
+	refusal := Fail(UnsupportedMedia, "send Content-Type: "+want)
+	if want == mediaPatch {
+		refusal.Header = http.Header{"Accept-Patch": {want}}
+	}
+	return refusal
 }
 
 // Body is a JSON body and what is wrong with it. It is not safe for concurrent use.
@@ -216,6 +236,12 @@ func (o *Object) take(name string, required bool) *node {
 		o.Fail(name, "is required")
 	}
 	return n
+}
+
+// Null reports whether the optional member is there and null, as a merge patch takes a member away.
+func (o *Object) Null(name string) bool {
+	n := o.take(name, false)
+	return n != nil && n.kind == 'n'
 }
 
 // Rule says what a string must be.

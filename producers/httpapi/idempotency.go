@@ -96,7 +96,7 @@ func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Ha
 		if err != nil {
 			return err
 		}
-		if err := checkMedia(r); err != nil {
+		if err := checkMedia(r, mediaJSON); err != nil {
 			return err
 		}
 		key, err := readKey(r)

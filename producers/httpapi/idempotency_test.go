@@ -491,7 +491,7 @@ func TestWithoutADatabaseARequestIsToldToComeBack(t *testing.T) {
 // A request with everything wrong is told of one thing after the other, in the order that the contract fixes.
 func TestRequestsAreRefusedInOrder(t *testing.T) {
 	pool := openPool(t, 2)
-	w := newWorld(t, Config{MaxBody: 100, BodyTime: 100 * time.Millisecond, Tokens: tokens(t, "t-1 acme")})
+	w := newWorld(t, Config{MaxBody: 100, BodyTime: 500 * time.Millisecond, KeyWait: 30 * time.Second, Tokens: tokens(t, "t-1 acme")})
 	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
 		response, err := charge(ctx, tx, r, body)
 		if err != nil {

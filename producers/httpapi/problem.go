@@ -68,7 +68,7 @@ var kinds = map[string]kind{
 	PreconditionFailed:   {412, "The precondition does not hold", "The resource is not in the state that you named: read it again, then decide."},
 	ValidationFailed:     {422, "The body breaks rules", "Each entry of errors points to a member and says what it must be."},
 	MalformedRequest:     {400, "The request cannot be read", "The body must be one JSON value: UTF-8, no duplicate names, nothing behind it."},
-	UnsupportedMedia:     {415, "The media type is not supported", "Send application/json."},
+	UnsupportedMedia:     {415, "The media type is not supported", "Send application/json, and as a PATCH application/merge-patch+json."},
 	PayloadTooLarge:      {413, "The body is too large", "The limit is 64 KiB unless the server was told otherwise."},
 	RequestTimeout:       {408, "The body did not arrive in time", "Send the request again."},
 	NotFound:             {404, "There is no such resource", "It does not exist, or not yet, or is not yours."},

@@ -4,6 +4,9 @@
 // The guarantee: a profile changes only from the version that the client named, and each version is
 // announced exactly as it was stored, in one transaction. It fails to hold for nobody: whoever writes the
 // table by hand makes a version that is not announced.
+//
+// A user is known by the name that [httpapi.Own] makes, in the table and in events, so that tenants have users
+// and e-mail addresses of their own; a tenant sees the bare id.
 package identity
 
 import (
@@ -44,12 +47,14 @@ type Service struct {
 // New returns the service.
 func New(cfg Config) *Service { return &Service{pool: cfg.Pool, outbox: cfg.Outbox} }
 
-// Routes adds GET and PUT /profiles/{user_id}.
+// Routes adds GET, PUT and PATCH /profiles/{user_id}.
 func (s *Service) Routes(api *httpapi.API) {
 	api.Handle("GET /profiles/{user_id}", s.get)
-	api.Handle("PUT /profiles/{user_id}", func(w http.ResponseWriter, r *http.Request) error { return s.put(api, w, r) })
+	api.Handle("PUT /profiles/{user_id}", s.write(api, api.ReadBody, readPut))
+	api.Handle("PATCH /profiles/{user_id}", s.write(api, api.ReadPatch, readPatch))
 }
 
+// profile is a profile as it is stored and shown; its UserID is the stored name until it is shown.
 type profile struct {
 	UserID         string    `json:"user_id"`
 	Version        int64     `json:"version"`
@@ -58,12 +63,7 @@ type profile struct {
 	Address        string    `json:"address"`
 	MarketingOptIn bool      `json:"marketing_opt_in"`
 	UpdatedAt      time.Time `json:"updated_at"`
-}
-
-// content is what a client decides.
-type content struct {
-	email, displayName, address string
-	marketingOptIn              bool
+	LastChanged    []string  `json:"-"` // members that this version gave another value
 }
 
 func (p profile) content() content {
@@ -71,7 +71,7 @@ func (p profile) content() content {
 }
 
 const selectSQL = `
-SELECT user_id, version, email, display_name, address, marketing_opt_in, updated_at
+SELECT user_id, version, email, display_name, address, marketing_opt_in, updated_at, last_changed
 FROM profiles
 WHERE user_id = $1`
 
@@ -102,7 +102,7 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
 	if !httpapi.ID.Valid(userID) {
 		return httpapi.Fail(httpapi.NotFound, "there is no such profile")
 	}
-	p, err := find(r.Context(), s.pool, selectSQL, userID)
+	p, err := find(r.Context(), s.pool, selectSQL, httpapi.Own(r.Context(), userID))
 	if err != nil {
 		return err
 	}
@@ -116,6 +116,7 @@ func (s *Service) get(w http.ResponseWriter, r *http.Request) error {
 }
 
 func respond(w http.ResponseWriter, status int, p profile) error {
+	p.UserID = httpapi.Bare(p.UserID)
 	response, err := httpapi.JSON(status, p, map[string]string{"ETag": httpapi.ETag(p.Version)})
 	if err != nil {
 		return err
@@ -123,49 +124,51 @@ func respond(w http.ResponseWriter, status int, p profile) error {
 	return response.Write(w)
 }
 
-var (
-	email       = httpapi.Matching(`^[^\s@]{1,64}@[^\s@]{1,190}$`, "must be an e-mail address")
-	displayName = httpapi.Matching(`^.{1,200}$`, "must be a string of 1 to 200 characters, on one line")
-	address     = httpapi.Matching(`^(?s).{0,500}$`, "must be a string of up to 500 characters")
-)
-
-func readContent(body *httpapi.Body) (content, error) {
-	o := body.Object()
-	o.Ignore("user_id", "version", "updated_at")
-	c := content{email: o.String("email", email), displayName: o.String("display_name", displayName),
-		address: o.OptionalString("address", "", address), marketingOptIn: o.OptionalBool("marketing_opt_in", false)}
-	return c, body.Err()
+// write returns the handler of a change. read and parse say what it makes of the profile.
+func (s *Service) write(api *httpapi.API, read func(http.ResponseWriter, *http.Request) (*httpapi.Body, error),
+	parse func(*httpapi.Body) (edit, error)) httpapi.Handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		userID := r.PathValue("user_id")
+		if !httpapi.ID.Valid(userID) {
+			return httpapi.Fail(httpapi.NotFound, "the id in the path "+httpapi.ID.Detail)
+		}
+		body, err := read(w, r)
+		if err != nil {
+			return err
+		}
+		wanted, err := parse(body)
+		if err != nil {
+			return err
+		}
+		condition, err := httpapi.ReadPrecondition(r)
+		if err != nil {
+			return err
+		}
+		p, err := s.apply(r, httpapi.Own(r.Context(), userID), wanted, condition)
+		if err != nil {
+			return err
+		}
+		status := http.StatusOK
+		if condition.Creates() && r.Method == http.MethodPut {
+			status = http.StatusCreated
+		}
+		w.Header().Set("Consistency-Token", api.Token("profiles/"+p.UserID, p.Version))
+		return respond(w, status, p)
+	}
 }
 
-func (s *Service) put(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
-	userID := r.PathValue("user_id")
-	if !httpapi.ID.Valid(userID) {
-		return httpapi.Fail(httpapi.NotFound, "the id in the path "+httpapi.ID.Detail)
-	}
-	body, err := api.ReadBody(w, r)
-	if err != nil {
-		return err
-	}
-	c, err := readContent(body)
-	if err != nil {
-		return err
-	}
-	condition, err := httpapi.ReadPrecondition(r)
-	if err != nil {
-		return err
-	}
-	status := http.StatusOK
-	if condition.Creates() {
-		status = http.StatusCreated
-	}
-	var changed profile
+// apply changes the profile in a transaction of its own.
+func (s *Service) apply(r *http.Request, userID string, wanted edit, condition httpapi.Precondition) (p profile, err error) {
 	// A change that has begun is finished, also when the client leaves: its retry finds the outcome.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), changeTime)
 	defer cancel()
 	for range tries {
-		err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			var err error
-			changed, err = s.change(ctx, tx, userID, c, condition)
+		err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+			if condition.Creates() && condition.Holds(0) {
+				p, err = s.create(ctx, tx, r.Method, userID, wanted)
+			} else {
+				p, err = s.change(ctx, tx, r.Method, userID, wanted, condition)
+			}
 			return err
 		})
 		if err == nil || event.Classify(err) != event.ClassContention {
@@ -174,12 +177,9 @@ func (s *Service) put(api *httpapi.API, w http.ResponseWriter, r *http.Request) 
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.ConstraintName == "profiles_email_key" {
-		return httpapi.Fail(httpapi.Conflict, "another profile has this e-mail address")
+		return profile{}, httpapi.Fail(httpapi.Conflict, "another profile has this e-mail address")
 	}
-	if err != nil {
-		return err
-	}
-	return respond(w, status, changed)
+	return p, err
 }
 
 const (
@@ -197,46 +197,67 @@ ON CONFLICT (user_id) DO NOTHING`
 	lockSQL   = selectSQL + ` FOR UPDATE`
 	updateSQL = `
 UPDATE profiles
-SET email = $2, display_name = $3, address = $4, marketing_opt_in = $5, version = version + 1, updated_at = $6
+SET email = $2, display_name = $3, address = $4, marketing_opt_in = $5, version = version + 1, updated_at = $6, last_changed = $7
 WHERE user_id = $1`
 )
 
-// change applies c where the condition holds, and announces the new version. A retry whose first try got
-// through, from exactly the version named and to exactly this content, finds it done: no new version, no
-// event.
-func (s *Service) change(ctx context.Context, tx pgx.Tx, userID string, c content, condition httpapi.Precondition) (profile, error) {
-	now := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
-	changed := profile{UserID: userID, Version: 1, Email: c.email, DisplayName: c.displayName, Address: c.address,
-		MarketingOptIn: c.marketingOptIn, UpdatedAt: now}
-	if condition.Creates() && condition.Holds(0) {
-		tag, err := tx.Exec(ctx, insertSQL, userID, c.email, c.displayName, c.address, c.marketingOptIn, now)
-		if err != nil {
-			return profile{}, fmt.Errorf("creating a profile: %w", err)
+// of returns the profile with another content, as of now.
+func (p profile) of(c content) profile {
+	p.Email, p.DisplayName, p.Address, p.MarketingOptIn = c.email, c.displayName, c.address, c.marketingOptIn
+	p.Version++
+	p.UpdatedAt = time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
+	return p
+}
+
+// create makes a new profile, and announces it. A PATCH makes none: where there is nothing, there is nothing to patch.
+func (s *Service) create(ctx context.Context, tx pgx.Tx, method, userID string, wanted edit) (profile, error) {
+	if method == http.MethodPatch {
+		current, err := find(ctx, tx, selectSQL, userID)
+		if err == nil && current.Version == 0 {
+			err = httpapi.Fail(httpapi.NotFound, "there is no such profile to patch: PUT makes one")
+		} else if err == nil {
+			err = stale(current.Version)
 		}
-		if tag.RowsAffected() == 0 {
-			current, err := find(ctx, tx, selectSQL, userID)
-			if err != nil {
-				return profile{}, err
-			}
-			return profile{}, stale(current.Version)
-		}
-		return changed, s.announce(ctx, tx, changed)
+		return profile{}, err
 	}
+	p := profile{UserID: userID}.of(wanted(content{}))
+	tag, err := tx.Exec(ctx, insertSQL, userID, p.Email, p.DisplayName, p.Address, p.MarketingOptIn, p.UpdatedAt)
+	if err != nil {
+		return profile{}, fmt.Errorf("creating a profile: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		current, err := find(ctx, tx, selectSQL, userID)
+		if err != nil {
+			return profile{}, err
+		}
+		return profile{}, stale(current.Version)
+	}
+	return p, s.announce(ctx, tx, p)
+}
+
+// change applies the edit where the condition holds, and announces the new version. A retry whose first try got
+// through, from exactly the version named and to exactly this content, finds it done: no new version, no event.
+// A patch that leaves everything as it is makes none either; a PUT replaces the profile, if only by its like.
+func (s *Service) change(ctx context.Context, tx pgx.Tx, method, userID string, wanted edit, condition httpapi.Precondition) (profile, error) {
 	current, err := find(ctx, tx, lockSQL, userID)
 	if err != nil {
 		return profile{}, err
 	}
 	if !condition.Holds(current.Version) {
-		if current.Version > 1 && condition.Names(current.Version-1) && current.content() == c {
+		if current.Version > 1 && condition.Names(current.Version-1) && current.content().done(wanted, current.LastChanged) {
 			return current, nil
 		}
 		return profile{}, stale(current.Version)
 	}
-	if _, err := tx.Exec(ctx, updateSQL, userID, c.email, c.displayName, c.address, c.marketingOptIn, now); err != nil {
+	next := current.of(wanted(current.content()))
+	members := changed(current.content(), next.content())
+	if method == http.MethodPatch && len(members) == 0 {
+		return current, nil
+	}
+	if _, err := tx.Exec(ctx, updateSQL, userID, next.Email, next.DisplayName, next.Address, next.MarketingOptIn, next.UpdatedAt, members); err != nil {
 		return profile{}, fmt.Errorf("changing a profile: %w", err)
 	}
-	changed.Version = current.Version + 1
-	return changed, s.announce(ctx, tx, changed)
+	return next, s.announce(ctx, tx, next)
 }
 
 // stale is the refusal of a change from a version that is not there. Its ETag is of the one that is, if any.

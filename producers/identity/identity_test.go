@@ -30,10 +30,18 @@ type world struct {
 	url   string // of the database, with the rights of its owner
 	base  string
 	codec *schemas.Codec
+	api   *httpapi.API
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, tokens ...string) *world {
 	t.Helper()
+	cfg := httpapi.Config{}
+	if len(tokens) > 0 {
+		var err error
+		if cfg.Tokens, err = httpapi.ReadTokens(strings.NewReader(strings.Join(tokens, "\n"))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	url := pgtest.Database(t, "identity", func(ctx context.Context, url string) error {
 		return database.Migrate(ctx, url, database.Module{Service: "identity", Sets: []database.Set{
 			{Name: "outbox", FS: outbox.Migrations}, {Name: "identity", FS: Migrations}}})
@@ -44,14 +52,14 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(pool.Close)
 	codec := schemas.NewCodec(schemas.JSON, schemas.IDs{})
-	api, err := httpapi.New(httpapi.Config{})
+	api, err := httpapi.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	New(Config{Pool: pool, Outbox: outbox.New(codec)}).Routes(api)
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
-	return &world{t, pool, url, server.URL, codec}
+	return &world{t, pool, url, server.URL, codec, api}
 }
 
 type answer struct {
@@ -69,6 +77,9 @@ func (w *world) try(method, path, body string, headers ...string) (answer, error
 		return answer{}, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if method == "PATCH" {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}
