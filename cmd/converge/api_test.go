@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"converge/internal/database"
 	"converge/internal/pgtest"
 	"converge/internal/process"
 )
@@ -187,11 +186,7 @@ func TestListeningBeyondLoopbackNeedsTokensOrLeave(t *testing.T) {
 // process asks for tokens, and answers by any name.
 func TestEndToEndARequestUnderWayIsFinishedByAProcessThatEnds(t *testing.T) {
 	kafka, url := startKafka(t), pgtest.URL(t)
-	chosen, err := choose([]string{"payments"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := database.Migrate(t.Context(), url, modules(chosen)...); err != nil {
+	if err := migrateAll(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	addr := freeAddr(t)
