@@ -191,7 +191,7 @@ func TestEndToEndARequestUnderWayIsFinishedByAProcessThatEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := database.Migrate(t.Context(), url, modules(chosen)...); err != nil {
+	if err := errors.Join(database.Migrate(t.Context(), url, modules(chosen)...), database.MigrateSecrets(t.Context(), url, "payments")); err != nil {
 		t.Fatal(err)
 	}
 	addr := freeAddr(t)
