@@ -203,8 +203,8 @@ func (a *API) claim(ctx context.Context, pool *pgxpool.Pool, c *claim, r *http.R
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit it does nothing
 	if response, err = effect(ctx, tx, r, body); err != nil {
-		if err := tx.Start(ctx); err != nil { // whose key it is comes before what is wrong with the request
-			return Response{}, err
+		if begin := tx.Start(ctx); begin != nil && !c.held { // whose key it is comes before what is wrong with the request
+			return Response{}, begin
 		}
 		return Response{}, err
 	}

@@ -44,7 +44,7 @@ var faults = []mutants.Fault{
 			sql += " ON CONFLICT DO NOTHING"
 		}
 		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {`},
-	{"producers/httpapi/idempotency.go", "if err := tx.Start(ctx); err != nil { // whose", `if err := tx.Start(ctx); err != nil && !planted("what is wrong comes before the key") { // whose`},
+	{"producers/httpapi/idempotency.go", "begin != nil && !c.held {", `begin != nil && !c.held && !planted("what is wrong comes before the key") {`},
 	{"producers/httpapi/idempotency.go", "if begun {", `if begun && !planted("an answer that came late is not stored") {`},
 	{"internal/pipeline/pipeline.go", "t.after = append(t.after, f)", `t.after = append(t.after, f)
 		if planted("what came to nothing is told") {
