@@ -1,7 +1,7 @@
 # converge: `make` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo build test test-mutants test-kafka test-browser test-contract check challenge bench bench-relay bench-consumers bench-http prove-relay prove-consumers clean
+.PHONY: help run demo build test test-mutants test-kafka test-browser test-contract check challenge bench bench-relay bench-consumers bench-http prove-relay prove-consumers simulate-consumers clean
 
 GO      ?= go
 BIN     := bin/converge
@@ -66,6 +66,10 @@ prove-relay: ## kill the relay N times (20) in every kind of trouble and judge w
 prove-consumers: ## strike the consumers' processes N times (12) in every kind of trouble and judge what came of it; SEED repeats a run, OUTAGE=10m takes PostgreSQL and then Kafka away under load instead
 	$(GO) test -count=1 -timeout 3h -v -run '$(if $(OUTAGE),^TestAnOutageUnderLoadIsOnlyAPause$$,^TestEventsAreAppliedOnceAndInOrder$$)' ./consumers/prove \
 		-prove.blows=$(or $(N),12) -prove.seed=$(or $(SEED),0) -prove.outage=$(or $(OUTAGE),2s)
+
+simulate-consumers: ## run whole groups through N seeds (100) of troubles in virtual time and judge them; SEED is the first, MUTANTS=1 plants faults that must be found
+	$(GO) test -count=1 -timeout 3h -v -tags synctests -run '$(if $(MUTANTS),^TestSimulationsFindPlantedFaults$$,^TestSimulatedGroupsKeepTheirPromises$$)' ./consumers/group \
+		-sim.runs=$(or $(N),100) -sim.seed=$(or $(SEED),0)
 
 challenge: build ## profile changes flow while Analytics is down; an independent checker gives the verdict
 	@$(BIN) challenge profile

@@ -40,12 +40,12 @@ type memoryDB struct {
 	down     bool
 	random   *rand.Rand
 
-	// before is called ahead of every statement, outside mu; nil does nothing.
-	before func(ctx context.Context, statement string) error
 	// commits says what becomes of a COMMIT and its reply; nil: all is well.
 	commits func() fate
 	// violated is told of what no interleaving may do.
 	violated func(what string)
+	// committed is told of the effects that a COMMIT brought, with mu held; nil does nothing.
+	committed func(effects []effect)
 }
 
 type (
@@ -120,6 +120,8 @@ type memory struct {
 	ladder retry.Ladder
 	// cut says that this member's connections are gone, and no new one is to be had; memoryDB.mu guards it.
 	cut bool
+	// before is called ahead of every statement, outside mu; nil does nothing.
+	before func(ctx context.Context, statement string) error
 }
 
 var _ store = (*memory)(nil)
@@ -264,8 +266,13 @@ func (t *memTx) write(do func(*memoryDB)) { t.writes = append(t.writes, do) }
 // end ends the transaction on the server; mu is held.
 func (t *memTx) end(committed bool) {
 	if committed {
+		db := t.store.memoryDB
+		before := len(db.effects)
 		for _, write := range t.writes {
-			write(t.store.memoryDB)
+			write(db)
+		}
+		if db.committed != nil && len(db.effects) > before {
+			db.committed(db.effects[before:])
 		}
 	}
 	t.closed = true
@@ -337,8 +344,11 @@ func (t *memTx) conclude() error {
 func (t *memTx) Rollback(context.Context) error {
 	t.store.mu.Lock()
 	defer t.store.mu.Unlock()
-	if t.closed {
+	switch {
+	case t.closed:
 		return pgx.ErrTxClosed
+	case t.store.cut: // the server does not hear of it
+		return errGone
 	}
 	t.end(false)
 	return nil
