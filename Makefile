@@ -60,12 +60,12 @@ check: ## format, vet, staticcheck, architecture, dashboards and rules, compose 
 	@deploy/check-rules.sh
 	@deploy/check-vulnerabilities.sh
 
-prove-relay: ## kill the relay N times (20) in every kind of trouble and judge what came of it; SEED repeats a run, ONCE=1 publishes exactly once, POLLING=1 polls, OUTAGE=10m takes Kafka away
-	$(GO) test -count=1 -timeout 3h -v -run '^TestRelayLosesNothing$$' ./relay/prove \
+prove-relay: ## kill the relay N times (20) in every kind of trouble and judge what came of it; SEED repeats a run, REAL=1 takes Apache Kafka (Java 17, Maven), ONCE=1 publishes exactly once, POLLING=1 polls, OUTAGE=10m takes Kafka away
+	$(if $(REAL),CONVERGE_TEST_KAFKA=real) $(GO) test -count=1 -timeout 3h -v -run '^TestRelayLosesNothing$$' ./relay/prove \
 		-prove.kills=$(or $(N),20) -prove.seed=$(or $(SEED),0) -prove.exactly-once=$(if $(ONCE),true,false) -prove.polling=$(if $(POLLING),true,false) -prove.outage=$(or $(OUTAGE),0)
 
-prove-consumers: ## strike the consumers' processes N times (12) in every kind of trouble and judge what came of it; SEED repeats a run, OUTAGE=10m takes PostgreSQL and then Kafka away under load instead
-	$(GO) test -count=1 -timeout 3h -v -run '$(if $(OUTAGE),^TestAnOutageUnderLoadIsOnlyAPause$$,^TestEventsAreAppliedOnceAndInOrder$$)' ./consumers/prove \
+prove-consumers: ## strike the consumers' processes N times (12) in every kind of trouble and judge what came of it; SEED repeats a run, REAL=1 takes Apache Kafka (Java 17, Maven), OUTAGE=10m takes PostgreSQL and then Kafka away under load instead
+	$(if $(REAL),CONVERGE_TEST_KAFKA=real) $(GO) test -count=1 -timeout 3h -v -run '$(if $(OUTAGE),^TestAnOutageUnderLoadIsOnlyAPause$$,^TestEventsAreAppliedOnceAndInOrder$$)' ./consumers/prove \
 		-prove.blows=$(or $(N),12) -prove.seed=$(or $(SEED),0) -prove.outage=$(or $(OUTAGE),2s)
 
 simulate-consumers: ## run whole groups through N seeds (100) of troubles in virtual time and judge them; SEED is the first, MUTANTS=1 plants faults that must be found

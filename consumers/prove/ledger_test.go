@@ -91,9 +91,9 @@ func (l *ledger) send(ctx context.Context, facts []Fact, records []*kgo.Record) 
 	l.mu.Unlock()
 	for _, r := range records {
 		recent := append(l.recent[r.Partition], r)
-		l.recent[r.Partition] = recent[max(0, len(recent)-30):]
+		l.recent[r.Partition] = recent[max(0, len(recent)-100):]
 	}
-	if l.rng.IntN(8) > 0 {
+	if l.rng.IntN(24) > 0 {
 		return nil
 	}
 	stretch := l.recent[l.rng.IntN(partitions)]

@@ -43,13 +43,18 @@ var faults = []mutants.Fault{
 	{File: "consumers/group/batch.go", Old: "// admit asks the guard",
 		New: `var seenIDs sync.Map
 
-// seen is an inbox that its process takes with it.
+// seen asks an inbox that its process takes with it.
 func seen(id uuid.UUID) bool {
-	_, there := seenIDs.LoadOrStore(id, true)
+	_, there := seenIDs.Load(id)
 	return there
 }
 
 // admit asks the guard`},
+	{File: "consumers/group/batch.go", Old: "g.count(b, result, time.Since(began))",
+		New: `for _, e := range b.events {
+		seenIDs.Store(e.ID, true)
+	}
+	g.count(b, result, time.Since(began))`},
 	{File: "consumers/group/batch.go", Old: "\t\"math/rand/v2\"\n", New: "\t\"math/rand/v2\"\n\t\"sync\"\n"},
 	{File: "consumers/group/handle.go", Old: "return class == event.ClassInfrastructure ||",
 		New: `return class == event.ClassInfrastructure && !planted("an outage counts as an attempt") && !planted("an outage fills the dead letters") ||`},

@@ -21,7 +21,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/consumers/inbox"
@@ -64,8 +63,8 @@ func newWorld(t testing.TB, binary, plant string) *world {
 	module := database.Module{Service: Service, Sets: []database.Set{{Name: "outbox", FS: outbox.Migrations}, {Name: "inbox", FS: inbox.Migrations},
 		{Name: "retry", FS: retry.Migrations}, {Name: "tally", FS: tables}}}
 	w := &world{t: t, binary: binary, plant: plant, logs: t.TempDir(), server: proof.StartServer(t, nil, module),
-		cluster: proof.StartCluster(t, kfake.GroupMinSessionTimeout(100*time.Millisecond), kfake.SeedTopics(partitions, Topic),
-			kfake.SeedTopics(partitions, append(retry.Topics(Topic, Service, Policy()), EchoTopic)...))}
+		cluster: proof.StartCluster(t, proof.ClusterConfig{MinSession: 100 * time.Millisecond})}
+	w.cluster.CreateTopics(partitions, append(retry.Topics(Topic, Service, Policy()), Topic, EchoTopic)...)
 	w.kafka = w.cluster.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
 	w.admin = kadm.NewClient(w.kafka)
 	var err error

@@ -31,9 +31,19 @@ type Broker struct {
 	brokers string
 	own     bool
 
+	cfg       Config
 	libs, dir string
 	cmd       *exec.Cmd       // nil: not running
 	done      <-chan struct{} // closed when the process has ended
+}
+
+// Config is what a broker of the test's own is to have besides the defaults.
+type Config struct {
+	// Advertise is given the address where the broker listens, HOST:PORT, and returns the one that it tells
+	// clients, a proxy's for example. nil: its own.
+	Advertise func(address string) string
+	// Settings are lines of server.properties.
+	Settings []string
 }
 
 // Start returns a broker of the test's own, or the cluster that KAFKA_BROKERS names. It skips the test
@@ -46,6 +56,12 @@ func Start(t testing.TB) *Broker {
 	if given := os.Getenv("KAFKA_BROKERS"); given != "" {
 		return borrow(t, given)
 	}
+	return StartOwn(t, Config{})
+}
+
+// StartOwn returns a broker of the test's own, whatever was asked for.
+func StartOwn(t testing.TB, cfg Config) *Broker {
+	t.Helper()
 	for _, command := range []string{"java", "mvn"} {
 		if _, err := exec.LookPath(command); err != nil {
 			t.Fatalf("%s is not installed: install Java 17 or later and Maven (Debian: openjdk-17-jre-headless maven), or name a cluster with KAFKA_BROKERS", command)
@@ -55,7 +71,7 @@ func Start(t testing.TB) *Broker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &Broker{t: t, own: true, libs: libs, dir: t.TempDir()}
+	b := &Broker{t: t, own: true, cfg: cfg, libs: libs, dir: t.TempDir()}
 	t.Cleanup(b.end)
 	// The ports are free when they are chosen; whoever takes one before the broker does makes it end.
 	for tries := 1; ; tries++ {
@@ -140,13 +156,17 @@ func (b *Broker) format() error {
 	}
 	b.brokers = net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))
 	controller := net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[1]))
+	advertised := b.brokers
+	if b.cfg.Advertise != nil {
+		advertised = b.cfg.Advertise(b.brokers)
+	}
 	// What is not said is as in docker-compose.yml, or the default. A single node needs few internal partitions.
 	settings := []string{
 		"process.roles=broker,controller",
 		"node.id=1",
 		"controller.quorum.voters=1@" + controller,
 		"listeners=PLAINTEXT://" + b.brokers + ",CONTROLLER://" + controller,
-		"advertised.listeners=PLAINTEXT://" + b.brokers,
+		"advertised.listeners=PLAINTEXT://" + advertised,
 		"controller.listener.names=CONTROLLER",
 		"inter.broker.listener.name=PLAINTEXT",
 		"log.dirs=" + data,
@@ -163,6 +183,7 @@ func (b *Broker) format() error {
 		"share.coordinator.state.topic.replication.factor=1",
 		"share.coordinator.state.topic.min.isr=1",
 	}
+	settings = append(settings, b.cfg.Settings...)
 	if err := os.WriteFile(b.properties(), []byte(strings.Join(settings, "\n")+"\n"), 0o644); err != nil {
 		return fmt.Errorf("writing Kafka's properties: %w", err)
 	}

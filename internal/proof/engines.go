@@ -16,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/internal/database"
+	"converge/internal/kafkatest"
 	"converge/internal/nettest"
 	"converge/internal/sandbox"
 )
@@ -166,32 +168,78 @@ func (l *Leg) Mend() {
 	}
 }
 
-// Brokers is how many a cluster has.
+// Brokers is how many an embedded cluster has.
 const Brokers = 2
 
-// Cluster is an embedded Kafka whose clients are told the leg's addresses.
+// Cluster is a Kafka whose clients are told the leg's addresses: an embedded one, or a broker of Apache Kafka
+// when the tests were asked to run on a real one ([kafkatest.Real]).
 type Cluster struct {
-	Kafka *kfake.Cluster // the one that runs now
+	Kafka *kfake.Cluster // the embedded one that runs now; nil: it is a real one
 	Leg   *Leg           // between the clients and the brokers
 
 	t      testing.TB
+	real   *kafkatest.Broker
 	opts   []kfake.Opt
 	direct map[string]string // the address behind each of the leg's
 	ports  []int
 }
 
+// ClusterConfig is what a cluster is to have.
+type ClusterConfig struct {
+	DefaultPartitions int           // of topics that are made without saying; 0 is 10
+	MinSession        time.Duration // of a group's members; 0 is Kafka's default
+}
+
 // StartCluster starts one, until the test ends.
-func StartCluster(t testing.TB, opts ...kfake.Opt) *Cluster {
+func StartCluster(t testing.TB, cfg ClusterConfig) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, Leg: &Leg{t: t}, direct: map[string]string{}, opts: append(opts, kfake.NumBrokers(Brokers), kfake.DataDir(t.TempDir()),
-		kfake.BrokerConfigs(map[string]string{"log.segment.bytes": "8388608", "log.retention.bytes": "33554432", "log.cleaner.backoff.ms": "15000"}))}
-	c.Start()
+	c := &Cluster{t: t, Leg: &Leg{t: t}, direct: map[string]string{}}
+	if cfg.DefaultPartitions == 0 {
+		cfg.DefaultPartitions = 10
+	}
+	limits := map[string]string{"log.segment.bytes": "8388608", "log.retention.bytes": "33554432", "log.cleaner.backoff.ms": "15000"}
+	if kafkatest.Real() {
+		settings := []string{fmt.Sprintf("num.partitions=%d", cfg.DefaultPartitions)}
+		if cfg.MinSession > 0 {
+			settings = append(settings, fmt.Sprintf("group.min.session.timeout.ms=%d", cfg.MinSession.Milliseconds()))
+		}
+		for name, value := range limits {
+			settings = append(settings, name+"="+value)
+		}
+		c.real = kafkatest.StartOwn(t, kafkatest.Config{Settings: settings, Advertise: func(address string) string {
+			c.Leg.ways = nil // to a port that somebody else took before the broker did
+			return c.put(address)
+		}})
+		return c
+	}
+	c.opts = []kfake.Opt{kfake.NumBrokers(Brokers), kfake.DataDir(t.TempDir()), kfake.BrokerConfigs(limits), kfake.DefaultNumPartitions(cfg.DefaultPartitions)}
+	if cfg.MinSession > 0 {
+		c.opts = append(c.opts, kfake.GroupMinSessionTimeout(cfg.MinSession))
+	}
+	c.start()
 	t.Cleanup(func() { c.Kafka.Close() })
 	return c
 }
 
-// Start starts the brokers, where they were before if this is not the first time.
-func (c *Cluster) Start() {
+// put adds a way to a broker and returns where it begins.
+func (c *Cluster) put(address string) string {
+	way := c.Leg.to(address)
+	c.direct[way] = address
+	return way
+}
+
+// Restart ends the brokers, a real one as kill -9 does, and returns what starts them where they were.
+func (c *Cluster) Restart() (again func()) {
+	if c.real != nil {
+		c.real.Kill()
+		return c.real.Restart
+	}
+	c.Kafka.Close()
+	return c.start
+}
+
+// start starts the embedded brokers, where they were before if this is not the first time.
+func (c *Cluster) start() {
 	opts := slices.Clone(c.opts)
 	again := len(c.ports) > 0
 	if again {
@@ -205,7 +253,7 @@ func (c *Cluster) Start() {
 		}
 		if !again {
 			c.ports = append(c.ports, l.Addr().(*net.TCPAddr).Port)
-			c.direct[c.Leg.to(l.Addr().String())] = l.Addr().String()
+			c.put(l.Addr().String())
 		}
 		started++
 		return &advertised{l, c.Leg.ways[started-1].Addr()}, nil
@@ -215,6 +263,18 @@ func (c *Cluster) Start() {
 		c.t.Fatalf("starting Kafka: %v", err)
 	}
 	c.Kafka = kafka
+}
+
+// CreateTopics makes topics with so many partitions.
+func (c *Cluster) CreateTopics(partitions int32, names ...string) {
+	c.t.Helper()
+	made, err := kadm.NewClient(c.Client()).CreateTopics(c.t.Context(), partitions, 1, nil, names...)
+	if err == nil {
+		err = made.Error()
+	}
+	if err != nil {
+		c.t.Fatalf("making topics: %v", err)
+	}
 }
 
 // Addrs are what the subject is told.

@@ -36,12 +36,8 @@ func Troubles(s *Server, c *Cluster, topics []string, partitions int, failed fun
 			}},
 			Unreachable(side.name+": unreachable", side.leg))
 	}
-	return append(all,
-		Trouble{"Kafka: restart", func(*rand.Rand) func() {
-			c.Kafka.Close()
-			return c.Start
-		}},
-		Trouble{"Kafka: leader change", func(rng *rand.Rand) func() {
+	if c.Kafka != nil { // a real one is a single broker
+		all = append(all, Trouble{"Kafka: leader change", func(rng *rand.Rand) func() {
 			for _, topic := range topics {
 				for p := range int32(partitions) {
 					// A topic that is not made yet has no leader to change.
@@ -49,7 +45,10 @@ func Troubles(s *Server, c *Cluster, topics []string, partitions int, failed fun
 				}
 			}
 			return func() {}
-		}},
+		}})
+	}
+	return append(all,
+		Trouble{"Kafka: restart", func(*rand.Rand) func() { return c.Restart() }},
 		Trouble{"PostgreSQL: restart", func(*rand.Rand) func() {
 			failed(s.Stop(syscall.SIGINT))
 			return s.Again

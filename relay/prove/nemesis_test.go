@@ -14,19 +14,29 @@ import (
 	"converge/internal/proof"
 )
 
-// answers is Kafka's no to whatever is produced to one of the topics.
-func (r *run) answers(name string, no *kerr.Error) proof.Trouble {
-	return proof.Trouble{Name: name, Begin: func(rng *rand.Rand) func() {
-		return r.cluster.Kafka.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: topics[rng.IntN(len(topics))], Err: no, Count: -1}).Remove
-	}}
+// answers are Kafka's ways to say no to whatever is produced to one of the topics. A real one cannot be told to.
+func (r *run) answers() (all []proof.Trouble) {
+	if r.cluster.Kafka == nil {
+		return nil
+	}
+	for _, a := range []struct {
+		name string
+		no   *kerr.Error
+	}{
+		{"Kafka: rights withdrawn", kerr.TopicAuthorizationFailed},
+		{"Kafka: too few replicas", kerr.NotEnoughReplicas},
+		{"Kafka: too few replicas, noticed late", kerr.NotEnoughReplicasAfterAppend}, // it has the records
+	} {
+		all = append(all, proof.Trouble{Name: a.name, Begin: func(rng *rand.Rand) func() {
+			return r.cluster.Kafka.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: topics[rng.IntN(len(topics))], Err: a.no, Count: -1}).Remove
+		}})
+	}
+	return all
 }
 
 // troubles are all kinds.
 func (r *run) troubles() []proof.Trouble {
-	return append(proof.Troubles(r.server, r.cluster, allTopics(), partitions, r.failed),
-		r.answers("Kafka: rights withdrawn", kerr.TopicAuthorizationFailed),
-		r.answers("Kafka: too few replicas", kerr.NotEnoughReplicas),
-		r.answers("Kafka: too few replicas, noticed late", kerr.NotEnoughReplicasAfterAppend), // it has the records
+	return append(append(proof.Troubles(r.server, r.cluster, allTopics(), partitions, r.failed), r.answers()...),
 		proof.Trouble{Name: "PostgreSQL: reader terminated", Begin: func(*rand.Rand) func() {
 			r.ask("SELECT pg_terminate_backend(pid) FROM ("+r.plan.readerSQL()+") AS reader (pid)", slot)
 			return func() {}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/internal/database"
@@ -112,7 +111,7 @@ func startServer(t testing.TB, settings map[string]string) *proof.Server {
 
 func startCluster(t testing.TB) *proof.Cluster {
 	t.Helper()
-	return proof.StartCluster(t, kfake.DefaultNumPartitions(partitions))
+	return proof.StartCluster(t, proof.ClusterConfig{DefaultPartitions: partitions})
 }
 
 // prove runs the plan against a relay's binary.
