@@ -31,6 +31,7 @@ import (
 	"converge/internal/kafkatest"
 	"converge/internal/process"
 	"converge/internal/sandbox"
+	"converge/internal/usage"
 	"converge/producers/outbox"
 	"converge/relay"
 )
@@ -63,6 +64,8 @@ type pass struct {
 	Peak  int64   `json:"peak_rss_bytes"`
 	P50   float64 `json:"p50_ms,omitempty"`
 	P99   float64 `json:"p99_ms,omitempty"`
+	// Of PostgreSQL, and of a Kafka that is a process of its own, from the consumer's start to its end.
+	Machine usage.Reading `json:"machine"`
 }
 
 // bench is the engines that all share.
@@ -72,6 +75,8 @@ type bench struct {
 	root    *pgx.Conn
 	brokers []string
 	kafka   string // which it is
+	meter   *usage.Meter
+	parties map[string]func() (float64, error)
 	admin   *kadm.Client
 	passes  []pass
 	groups  int
@@ -110,7 +115,11 @@ func must(t *testing.T, err error) {
 
 func start(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, kafka: "embedded (kfake)"}
+	var b *bench
+	b = &bench{t: t, kafka: "embedded (kfake)", parties: map[string]func() (float64, error){
+		"bench":      usage.Self, // with the embedded Kafka in it
+		"postgresql": func() (float64, error) { return usage.Family(b.server.PID()) },
+	}}
 	var err error
 	b.server, err = sandbox.StartPostgres(t.Context(), sandbox.PostgresConfig{Dir: t.TempDir(), Settings: map[string]string{
 		"track_commit_timestamp": "on", "max_wal_size": "4GB"}})
@@ -132,6 +141,9 @@ func start(t *testing.T) *bench {
 	if kafkatest.Real() {
 		broker := kafkatest.Start(t)
 		b.brokers, b.kafka = strings.Split(broker.Brokers(), ","), "Apache Kafka"
+		if broker.Own() {
+			b.parties["kafka"] = func() (float64, error) { return usage.CPU(broker.PID()) }
+		}
 	} else {
 		embedded, err := sandbox.StartKafka(sandbox.KafkaConfig{Dir: t.TempDir(), Addr: "127.0.0.1:0"})
 		must(t, err)
@@ -207,6 +219,7 @@ func (b *bench) run(o order) *running {
 	o.DatabaseURL, o.Brokers = b.server.URL(), b.brokers
 	text, err := json.Marshal(o)
 	must(b.t, err)
+	b.meter = usage.Start(b.parties)
 	r := &running{t: b.t, command: exec.Command(os.Args[0])}
 	r.command.Env = append(os.Environ(), consumerVariable+"="+string(text))
 	r.command.Stdout, r.command.Stderr = &r.said, &r.log
@@ -246,8 +259,10 @@ func (b *bench) newGroup(topic string) string {
 }
 
 func (b *bench) done(p pass) {
+	p.Machine = b.meter.Read()
+	p.Machine.Other = max(0, p.Machine.Other-100*p.CPU/p.Machine.Total) // the consumer has ended
 	b.passes = append(b.passes, p)
-	b.t.Logf("%s: %.0f events/s, p50 %.1f ms, p99 %.1f ms, %.2f CPU s for %d events, %d MB", p.Name, p.Rate, p.P50, p.P99, p.CPU, p.Count, p.Peak>>20)
+	b.t.Logf("%s: %.0f events/s, p50 %.1f ms, p99 %.1f ms, %.2f CPU s for %d events, %d MB; %+v", p.Name, p.Rate, p.P50, p.P99, p.CPU, p.Count, p.Peak>>20, p.Machine)
 }
 
 // naive lets a loop take a part of the topic.
@@ -461,7 +476,7 @@ func (b *bench) table() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s, PostgreSQL %d, %d events, %d rounds, medians\n", b.kafka, b.server.Version, *events, *rounds)
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "\tevents/s\t× naive\tCPU s per million\tpeak MB\tp50 ms\tp99 ms\t")
+	fmt.Fprintln(w, "\tevents/s\t× naive\tCPU s per million: consumer\tPostgreSQL\tKafka\tothers %\tpeak MB\tp50 ms\tp99 ms\t")
 	base := median(string(naive), speed)
 	for _, name := range names {
 		s, ratio, p50, p99 := "", "", "", ""
@@ -471,8 +486,13 @@ func (b *bench) table() string {
 			p50 = fmt.Sprintf("%.1f", median(name, func(p pass) float64 { return p.P50 }))
 			p99 = fmt.Sprintf("%.1f", median(name, func(p pass) float64 { return p.P99 }))
 		}
-		cpu := median(name, func(p pass) float64 { return p.CPU / float64(p.Count) * 1e6 })
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%.0f\t%s\t%s\t\n", name, s, ratio, cpu, median(name, func(p pass) float64 { return float64(p.Peak) })/(1<<20), p50, p99)
+		per := func(seconds func(pass) float64) float64 {
+			return median(name, func(p pass) float64 { return seconds(p) / float64(p.Count) * 1e6 })
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%.1f\t%.1f\t%.0f\t%.0f\t%s\t%s\t\n", name, s, ratio, per(func(p pass) float64 { return p.CPU }),
+			per(func(p pass) float64 { return p.Machine.Seconds["postgresql"] }), per(func(p pass) float64 { return p.Machine.Seconds["kafka"] }),
+			median(name, func(p pass) float64 { return p.Machine.Stolen + p.Machine.Other }),
+			median(name, func(p pass) float64 { return float64(p.Peak) })/(1<<20), p50, p99)
 	}
 	_ = w.Flush() // to memory
 	return text.String()

@@ -90,6 +90,9 @@ func StartOwn(t testing.TB, cfg Config) *Broker {
 // Brokers returns where clients begin: HOST:PORT, several of them separated by commas.
 func (b *Broker) Brokers() string { return b.brokers }
 
+// PID is the process id of a broker of the test's own.
+func (b *Broker) PID() int { return b.cmd.Process.Pid }
+
 // Own reports whether the broker is the test's own. Only then may Kill, Stop and Restart be called: a test
 // that needs them skips for a cluster that was given.
 func (b *Broker) Own() bool { return b.own }

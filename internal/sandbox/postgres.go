@@ -247,6 +247,9 @@ func (p *Postgres) address(database string) string {
 	return u.String()
 }
 
+// PID is the postmaster's process id.
+func (p *Postgres) PID() int { return p.pid }
+
 // Port returns the port on 127.0.0.1.
 func (p *Postgres) Port() int { return p.port }
 

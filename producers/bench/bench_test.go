@@ -117,9 +117,10 @@ func (b *bench) table() string {
 	_ = w.Flush() // to memory
 	fmt.Fprintln(&text)
 	w = tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "over HTTP\tdue/s\tanswered/s\tp50 ms\tp99 ms\tmost ms\tserver CPU s per 1000\tRSS MB\t")
+	fmt.Fprintln(w, "over HTTP\tdue/s\tanswered/s\tp50 ms\tp99 ms\tmost ms\tCPU s per 1000: server\tPostgreSQL\tload\tothers %\tRSS MB\t")
 	for _, s := range b.found.Steps {
-		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.2f\t%.2f\t%.2f\t%.3f\t%d\t\n", s.Kind, s.Due, s.Answered, s.P50, s.P99, s.Most, s.CPU, s.RSS>>20)
+		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.2f\t%.2f\t%.2f\t%.3f\t%.3f\t%.3f\t%.0f\t%d\t\n", s.Kind, s.Due, s.Answered, s.P50, s.P99, s.Most,
+			s.CPU.Server, s.CPU.PostgreSQL, s.CPU.Load, s.Machine.Stolen+s.Machine.Other, s.RSS>>20)
 	}
 	_ = w.Flush()
 	for _, kind := range []string{fresh, replays} {

@@ -15,6 +15,7 @@ import (
 
 	"converge/internal/process"
 	"converge/internal/sandbox"
+	"converge/internal/usage"
 )
 
 // The kinds of load.
@@ -28,16 +29,22 @@ const bound = 20 * time.Millisecond
 
 // step is one rate, held for a while.
 type step struct {
-	Kind      string  `json:"kind"`
-	Round     int     `json:"round"`
-	Due       int     `json:"due_per_second"`
-	Answered  float64 `json:"answered_per_second"`
-	P50       float64 `json:"p50_ms"`
-	P99       float64 `json:"p99_ms"`
-	Most      float64 `json:"most_ms"`
-	CPU       float64 `json:"server_cpu_seconds_per_1000"` // without PostgreSQL's
-	RSS       int64   `json:"server_rss_bytes"`
-	Sustained bool    `json:"sustained"`
+	Kind     string  `json:"kind"`
+	Round    int     `json:"round"`
+	Due      int     `json:"due_per_second"`
+	Answered float64 `json:"answered_per_second"`
+	P50      float64 `json:"p50_ms"`
+	P99      float64 `json:"p99_ms"`
+	Most     float64 `json:"most_ms"`
+	RSS      int64   `json:"server_rss_bytes"`
+	// Of the server, PostgreSQL and the load generator, for 1000 requests.
+	CPU struct {
+		Server     float64 `json:"server"`
+		PostgreSQL float64 `json:"postgresql"`
+		Load       float64 `json:"load_generator"`
+	} `json:"cpu_seconds_per_1000"`
+	Machine   usage.Reading `json:"machine"`
+	Sustained bool          `json:"sustained"`
 }
 
 // storm is one key and many clients at once.
@@ -143,19 +150,27 @@ func (b *bench) step(s *server, wanted step) step {
 		l.want, l.key = http.StatusOK, name
 	}
 	payments := b.count("SELECT count(*) FROM payments.payments")
-	used := b.used(s)
+	meter := usage.Start(map[string]func() (float64, error){
+		"server":         func() (float64, error) { return usage.CPU(s.cmd.Process.Pid) },
+		"postgresql":     func() (float64, error) { return usage.Family(b.server.PID()) },
+		"load generator": usage.Self,
+	})
 	latencies, took, err := l.run(*clients)
 	must(t, err)
-	wanted.CPU = (b.used(s) - used) / float64(l.n) * 1000
+	wanted.Machine = meter.Read()
+	cost := func(party string) float64 { return wanted.Machine.Seconds[party] / float64(l.n) * 1000 }
+	wanted.CPU.Server, wanted.CPU.PostgreSQL, wanted.CPU.Load = cost("server"), cost("postgresql"), cost("load generator")
 	made := b.count("SELECT count(*) FROM payments.payments") - payments
 	if effects := map[string]int{fresh: l.n, replays: 0}[wanted.Kind]; made != effects {
 		t.Fatalf("%d requests with %s made %d payments, want %d", l.n, wanted.Kind, made, effects)
 	}
 	at := func(share float64) float64 { return latencies[int(share*float64(len(latencies)-1))].Seconds() * 1000 }
-	wanted.Answered, wanted.RSS = float64(l.n)/took.Seconds(), b.resident(s)
+	wanted.RSS, _ = usage.Resident(s.cmd.Process.Pid) // 0: not known
+	wanted.Answered = float64(l.n) / took.Seconds()
 	wanted.P50, wanted.P99, wanted.Most = at(0.5), at(0.99), at(1)
 	wanted.Sustained = wanted.P99 <= bound.Seconds()*1000
-	t.Logf("%s, %d/s: p50 %.2f ms, p99 %.2f ms, %.3f CPU s per 1000", wanted.Kind, wanted.Due, wanted.P50, wanted.P99, wanted.CPU)
+	t.Logf("%s, %d/s: p50 %.2f ms, p99 %.2f ms, CPU s per 1000 %+v, stolen %.0f %%, others %.0f %%", wanted.Kind, wanted.Due, wanted.P50, wanted.P99,
+		wanted.CPU, wanted.Machine.Stolen, wanted.Machine.Other)
 	return wanted
 }
 

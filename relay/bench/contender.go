@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"converge/internal/usage"
 )
 
 // contender is something that streams a slot.
@@ -67,8 +69,8 @@ func (o *ours) start(_ context.Context, t task) (pass, error) {
 // alone is a contender that is a process of its own.
 type alone struct{ *child }
 
-func (a *alone) cpu() (float64, error) { return cpuSeconds(a.pid()) }
-func (a *alone) peak() (int64, error)  { return peakBytes(a.pid()) }
+func (a *alone) cpu() (float64, error) { return usage.CPU(a.pid()) }
+func (a *alone) peak() (int64, error)  { return usage.Peak(a.pid()) }
 func (a *alone) failed() error         { return a.ended() }
 
 // stop asks for a drain.
@@ -126,7 +128,7 @@ func (r *receiving) await(ctx context.Context) error {
 		case <-r.done:
 			return r.failed()
 		case <-tick.C:
-			if n, err := peakBytes(r.pid()); err == nil {
+			if n, err := usage.Peak(r.pid()); err == nil {
 				r.most = n
 			}
 		case <-ctx.Done():

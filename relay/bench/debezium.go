@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"converge/internal/usage"
 )
 
 //go:embed pom.xml
@@ -181,10 +183,10 @@ func (d *debezium) connector(t task) map[string]string {
 }
 
 func (d *debezium) start(ctx context.Context, t task) (pass, error) {
-	if err := forgetPeak(d.pid()); err != nil {
+	if err := usage.ForgetPeak(d.pid()); err != nil {
 		return nil, err
 	}
-	before, err := cpuSeconds(d.pid())
+	before, err := usage.CPU(d.pid())
 	if err != nil {
 		return nil, err
 	}
@@ -203,11 +205,11 @@ type routing struct {
 }
 
 func (r *routing) cpu() (float64, error) {
-	now, err := cpuSeconds(r.worker.pid())
+	now, err := usage.CPU(r.worker.pid())
 	return now - r.before, err
 }
 
-func (r *routing) peak() (int64, error) { return peakBytes(r.worker.pid()) }
+func (r *routing) peak() (int64, error) { return usage.Peak(r.worker.pid()) }
 
 // failed asks the worker once a second at most.
 func (r *routing) failed() error {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"converge/internal/sandbox"
+	"converge/internal/usage"
 )
 
 // options are the command line.
@@ -147,7 +148,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	const room = 8 << 30
-	if free, err := freeBytes(dir); err == nil && float64(free) < room*min(1, o.scale) {
+	if free, err := usage.Free(dir); err == nil && float64(free) < room*min(1, o.scale) {
 		return fmt.Errorf("%s has room for %s MB only: point TMPDIR to where there are 8 GB", dir, megabytes(float64(free)))
 	}
 	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
@@ -173,7 +174,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer b.kafka.close()
-	r := &Report{Date: time.Now().UTC(), Machine: describeMachine(), Scale: o.scale, Rounds: o.rounds, Small: o.small,
+	r := &Report{Date: time.Now().UTC(), Machine: usage.Describe(), Scale: o.scale, Rounds: o.rounds, Small: o.small,
 		Versions: map[string]string{"converge": firstLine(strings.Split(o.relay, ",")[0], "version"), "PostgreSQL": strconv.Itoa(postgres.Version), "Kafka": b.kafka.version}}
 	stop, err := b.enter(ctx, o, dir, postgres, r)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
+
+	"converge/internal/usage"
 )
 
 // trial is one of the cases that are measured.
@@ -256,14 +258,14 @@ func (b *bench) steady(ctx context.Context, t trial, p pass, watch *watch, m *Me
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error {
 		pid := int(writer.PgConn().PID())
-		before, err := cpuSeconds(pid)
+		before, err := usage.CPU(pid)
 		if err != nil {
 			return err
 		}
 		if _, err := writer.Exec(ctx, "CALL bench.steady($1, $2)", t.rows, t.rate); err != nil {
 			return fmt.Errorf("writing rows: %w", err)
 		}
-		after, err := cpuSeconds(pid)
+		after, err := usage.CPU(pid)
 		watch.writing = after - before
 		return err
 	})
@@ -319,7 +321,7 @@ type watch struct {
 	done   chan struct{}
 	sender chan senderTime // holds the latest
 
-	machine     processorTime
+	machine     usage.Processors
 	own, broker float64
 	contender   float64
 	decoding    float64
@@ -368,7 +370,7 @@ func startWatch(ctx context.Context, b *bench, slot string) (*watch, error) {
 	return w, w.restart(nil)
 }
 
-// threadSeconds returns the processor time of a process of one thread, more finely than cpuSeconds.
+// threadSeconds returns the processor time of a process of one thread, more finely than [usage.CPU].
 func threadSeconds(pid int) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", pid))
 	if err != nil {
@@ -393,14 +395,14 @@ func (w *watch) walsender() int { return w.latest().pid }
 
 // restart begins the count anew. p is the contender if it works already.
 func (w *watch) restart(p pass) (err error) {
-	if w.machine, err = readProcessorTime(); err != nil {
+	if w.machine, err = usage.ReadProcessors(); err != nil {
 		return err
 	}
-	if w.own, err = cpuSeconds(os.Getpid()); err != nil {
+	if w.own, err = usage.CPU(os.Getpid()); err != nil {
 		return err
 	}
 	if w.bench.kafka.pid != 0 {
-		if w.broker, err = cpuSeconds(w.bench.kafka.pid); err != nil {
+		if w.broker, err = usage.CPU(w.bench.kafka.pid); err != nil {
 			return err
 		}
 	}
@@ -421,25 +423,25 @@ func (w *watch) read(p pass, m *Measurement) (err error) {
 		return err
 	}
 	m.CPU, m.WALSenderCPU = used-w.contender, w.latest().seconds-w.decoding
-	own, err := cpuSeconds(os.Getpid())
+	own, err := usage.CPU(os.Getpid())
 	if err != nil {
 		return err
 	}
 	if w.bench.kafka.pid != 0 {
-		broker, err := cpuSeconds(w.bench.kafka.pid)
+		broker, err := usage.CPU(w.bench.kafka.pid)
 		if err != nil {
 			return err
 		}
 		m.BrokerCPU = broker - w.broker
 	}
-	now, err := readProcessorTime()
+	now, err := usage.ReadProcessors()
 	if err != nil {
 		return err
 	}
-	passed := now.since(w.machine)
-	known := (m.CPU + m.WALSenderCPU + m.BrokerCPU + w.writing + own - w.own) * ticksPerSecond
-	m.StealPercent = 100 * passed.stolen / passed.total
-	m.OtherPercent = 100 * max(0, passed.total-passed.idle-passed.stolen-known) / passed.total
+	passed := now.Since(w.machine)
+	known := m.CPU + m.WALSenderCPU + m.BrokerCPU + w.writing + own - w.own
+	m.StealPercent = 100 * passed.Stolen / passed.Total
+	m.OtherPercent = 100 * max(0, passed.Total-passed.Idle-passed.Stolen-known) / passed.Total
 	return nil
 }
 

@@ -9,12 +9,14 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"converge/internal/usage"
 )
 
 // Report is a run, as --json writes it.
 type Report struct {
 	Date         time.Time         `json:"date"`
-	Machine      Machine           `json:"machine"`
+	Machine      usage.Machine     `json:"machine"`
 	Versions     map[string]string `json:"versions"`
 	Scale        float64           `json:"scale"`
 	Rounds       int               `json:"rounds"`
