@@ -32,11 +32,26 @@ func CPU(pid int) (float64, error) {
 // Family returns the processor time, in seconds, of a process and of its children, those included that have ended
 // and that it has waited for: of a PostgreSQL, when pid is its postmaster.
 func Family(pid int) (float64, error) {
-	parent, err := stat(pid)
-	if err != nil {
-		return 0, err
+	for {
+		before, err := stat(pid)
+		if err != nil {
+			return 0, err
+		}
+		children, err := childrenTime(pid)
+		if err != nil {
+			return 0, err
+		}
+		after, err := stat(pid)
+		if err != nil {
+			return 0, err
+		}
+		if after.ended == before.ended { // else one ended meanwhile, and was counted twice or not at all
+			return after.own + after.ended + children, nil
+		}
 	}
-	sum := parent.own + parent.ended
+}
+
+func childrenTime(pid int) (sum float64, err error) {
 	processes, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return 0, fmt.Errorf("looking for processes: %w", err)
