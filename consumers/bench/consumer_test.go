@@ -83,7 +83,7 @@ func consume(text string) error {
 		return o.loop(ctx, pool)
 	}
 	g, err := group.New(group.Config{Name: o.Group, Brokers: o.Brokers, Topics: []string{o.Topic}, Pool: pool, Handler: handler(),
-		Retry: retry.Policy{Unordered: o.Mode == unheld}, MaxEvents: 2000, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		Retry: retry.Policy{Unordered: o.Mode == unheld}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		return err
 	}

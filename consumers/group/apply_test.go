@@ -1,9 +1,14 @@
 package group_test
 
 import (
+	"context"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"converge/consumers/event"
 )
 
 func TestEachEventIsAppliedOnceHoweverOftenItIsDelivered(t *testing.T) {
@@ -68,4 +73,36 @@ func TestEventsOfOtherTypesArePassedOver(t *testing.T) {
 	if dead := w.letters(); len(dead) != 0 {
 		t.Errorf("dead letters: %v", dead)
 	}
+}
+
+// However much of one partition waits, another one's events are applied meanwhile: both handlers must be at work in the
+// same moment before either goes on.
+func TestABacklogIsAppliedPartitionsSideBySide(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	list := facts(400, 4, 2)
+	var mu sync.Mutex
+	met := make(chan struct{})
+	seen := map[int32]bool{}
+	cfg := w.config(tally{"a", func(ctx context.Context, e *event.Event) error {
+		mu.Lock()
+		if !seen[e.Partition] {
+			if seen[e.Partition] = true; len(seen) == 2 {
+				close(met)
+			}
+		}
+		mu.Unlock()
+		select {
+		case <-met:
+			return nil
+		case <-ctx.Done(): // the batch's time is over, and its transaction is for nothing
+			t.Errorf("partition %d is alone at work", e.Partition)
+			return ctx.Err()
+		}
+	}})
+	cfg.MaxEvents, cfg.BatchTime = 20, 10*time.Second
+	w.produce(list...)
+	w.start(cfg)
+	w.settled()
+	w.check(list, nil)
 }

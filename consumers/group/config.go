@@ -37,9 +37,10 @@ type Config struct {
 
 	// ReadModel names what the handler builds; when it is set, the time from commit to effect is observed.
 	ReadModel string
-	// MaxEvents bounds the records of one poll over all partitions; 0 means 500.
+	// MaxEvents bounds the events of one transaction; 0 means 500.
 	MaxEvents int
-	// MaxBytes bounds what is fetched ahead, in bytes; 0 means 4 MiB.
+	// MaxBytes bounds what is fetched of a broker at once, in bytes, while as much is being applied; 0 means 2 MiB. A
+	// partition gets a quarter of it, or one record that is larger.
 	MaxBytes int32
 	// BatchTime bounds one transaction; it must stay well below the rebalance timeout of 60 s. 0 means 20 s.
 	BatchTime time.Duration
@@ -78,7 +79,7 @@ func (c *Config) withDefaults() (Config, error) {
 		filled.MaxEvents = 500
 	}
 	if filled.MaxBytes == 0 {
-		filled.MaxBytes = 4 << 20
+		filled.MaxBytes = 2 << 20
 	}
 	if filled.BatchTime == 0 {
 		filled.BatchTime = 20 * time.Second

@@ -158,7 +158,7 @@ func (g *Group) options() []kgo.Opt {
 		kgo.HeartbeatInterval(2 * time.Second),
 		kgo.RebalanceTimeout(rebalanceTime),
 		kgo.FetchMaxBytes(g.cfg.MaxBytes),
-		kgo.FetchMaxPartitionBytes(g.cfg.MaxBytes / 2),
+		kgo.FetchMaxPartitionBytes(g.cfg.MaxBytes / 4), // so that a backlog comes of several partitions, which work side by side
 		// A fetch that is under way does not ask for a partition that is resumed meanwhile, and later ones
 		// queue up behind it: so long, at worst, is a retry late.
 		kgo.FetchMaxWait(250 * time.Millisecond),
@@ -225,7 +225,7 @@ func (g *Group) poll(ctx context.Context) error {
 		g.resume()
 		g.goBack()
 		polling, cancel := context.WithTimeout(ctx, g.untilDue())
-		fetches := g.client.PollRecords(polling, g.cfg.MaxEvents)
+		fetches := g.client.PollFetches(polling)
 		cancel()
 		g.reportFetchErrors(fetches)
 		trouble := g.work(ctx, fetches)
@@ -303,7 +303,7 @@ func (g *Group) work(ctx context.Context, fetches kgo.Fetches) error {
 		}
 		wait.Go(func() {
 			p := partition{f.Topic, f.Partition}
-			to, err := g.applyPartition(ctx, p, f.Records)
+			to, err := g.applyAll(ctx, p, f.Records)
 			mu.Lock()
 			defer mu.Unlock()
 			if to >= 0 {
@@ -324,9 +324,26 @@ func (g *Group) work(ctx context.Context, fetches kgo.Fetches) error {
 	return first
 }
 
-// applyPartition applies the records of one partition. rewind is the offset to read from next, -1 for the
-// one that follows the records.
-func (g *Group) applyPartition(ctx context.Context, p partition, records []*kgo.Record) (rewind int64, err error) {
+// pollTurn is how long a partition goes on with what a poll brought: a rebalance waits for it.
+const pollTurn = time.Second
+
+// applyAll applies the records of one partition, a transaction after the other. rewind is the offset to read from
+// next, -1 for the one that follows the records.
+func (g *Group) applyAll(ctx context.Context, p partition, records []*kgo.Record) (rewind int64, err error) {
+	for began := time.Now(); ; {
+		n := min(g.cfg.MaxEvents, len(records))
+		rewind, err = g.applySome(ctx, p, records[:n])
+		if records = records[n:]; rewind >= 0 || err != nil || len(records) == 0 {
+			return rewind, err
+		}
+		if ctx.Err() != nil || time.Since(began) > pollTurn {
+			return records[0].Offset, nil
+		}
+	}
+}
+
+// applySome applies records of one partition in one transaction, or as few as their trouble allows.
+func (g *Group) applySome(ctx context.Context, p partition, records []*kgo.Record) (rewind int64, err error) {
 	if g.wakes[p.topic] {
 		return g.answerWakes(ctx, p, records)
 	}

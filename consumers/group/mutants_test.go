@@ -38,23 +38,30 @@ var plants = []mutants.Fault{
 			if step`},
 	{"consumers/group/guard.go", "if last != nil && len(g.failed) >= g.keys {",
 		`if last != nil && len(g.failed) >= g.keys && !planted("a bad deploy is not noticed") {`},
+	{"consumers/group/group.go", "fetches := g.client.PollFetches(polling)",
+		`take := g.client.PollFetches
+	if planted("a partition waits for another one's backlog") {
+		take = func(ctx context.Context) kgo.Fetches { return g.client.PollRecords(ctx, g.cfg.MaxEvents) }
+	}
+	fetches := take(polling)`},
 	{"consumers/group/wake.go", "if err := g.admit(len(result.Done), blamed...); err != nil {",
 		`if err := g.admit(len(result.Done), blamed...); err != nil && !planted("a bad deploy buries what waits") {`},
 }
 
 // verdicts says which test must find each fault, and in what words.
 var verdicts = map[string]mutants.Verdict{
-	"the inbox is not asked":                 {"TestEachEventIsAppliedOnceHoweverOftenItIsDelivered", "applied 2 times: key-"},
-	"the fence lets everyone pass":           {"TestAZombieThatWakesUpLateCommitsNothing", "applied 2 times: key-"},
-	"Kafka is told before the database":      {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "Kafka was told 40 while the database has 0"},
-	"an outage counts as an attempt":         {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "rows blame an event"},
-	"a later batch overtakes what is held":   {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
-	"an old event is applied silently":       {"TestAnEventOlderThanTheInboxRemembersIsForAPersonToDecide", "applied 2 times: key-0/0"},
-	"a delay is not kept":                    {"TestADelayIsKeptAlsoByTheNextOwner", "applied too early"},
-	"a bad deploy is not noticed":            {"TestABadDeployStopsTheGroupAndBlamesNoEvent", "rows blame an event"},
-	"a bad deploy buries what waits":         {"TestABadDeployDoesNotBuryWhatWaits", "dead: "},
-	"a dead letter lets its followers go on": {"TestADeadLetterMayHoldItsKey", "with a dead letter in front of it"},
-	"the same batch overtakes what is held":  {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
+	"the inbox is not asked":                      {"TestEachEventIsAppliedOnceHoweverOftenItIsDelivered", "applied 2 times: key-"},
+	"the fence lets everyone pass":                {"TestAZombieThatWakesUpLateCommitsNothing", "applied 2 times: key-"},
+	"Kafka is told before the database":           {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "Kafka was told 40 while the database has 0"},
+	"a partition waits for another one's backlog": {"TestABacklogIsAppliedPartitionsSideBySide", "is alone at work"},
+	"an outage counts as an attempt":              {"TestAnOutageThatTheHandlerMeetsPausesAndBlamesNoEvent", "rows blame an event"},
+	"a later batch overtakes what is held":        {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
+	"an old event is applied silently":            {"TestAnEventOlderThanTheInboxRemembersIsForAPersonToDecide", "applied 2 times: key-0/0"},
+	"a delay is not kept":                         {"TestADelayIsKeptAlsoByTheNextOwner", "applied too early"},
+	"a bad deploy is not noticed":                 {"TestABadDeployStopsTheGroupAndBlamesNoEvent", "rows blame an event"},
+	"a bad deploy buries what waits":              {"TestABadDeployDoesNotBuryWhatWaits", "dead: "},
+	"a dead letter lets its followers go on":      {"TestADeadLetterMayHoldItsKey", "with a dead letter in front of it"},
+	"the same batch overtakes what is held":       {"TestLaterEventsWaitBehindAHeldKey", "out of order: key-0"},
 }
 
 // The tests are worth what they catch: each planted fault must be found, for its reason.
