@@ -106,6 +106,15 @@ var faults = []mutants.Fault{
 		}
 	}
 	a.metrics`},
+	{"producers/httpapi/watch.go", "err = w.changed(ctx, opshttp.Draining(ctx), id, from)", `draining := opshttp.Draining(ctx)
+	if planted("a drain leaves who waits alone") {
+		draining = nil
+	}
+	err = w.changed(ctx, draining, id, from)`},
+	{"producers/httpapi/watch.go", "return w.above(r, id, version-1, wait)", `if planted("a view waits for one version more") {
+		version++
+	}
+	return w.above(r, id, version-1, wait)`},
 	{"producers/httpapi/api.go", "errors.Is(err, io.ErrUnexpectedEOF)", `errors.Is(err, io.ErrUnexpectedEOF) && !planted("a lost connection is our fault")`},
 	{"producers/httpapi/token.go", "version > 0 && named != id {", `version > 0 && named != id && !planted("a token is good for any resource") {`},
 	{"producers/httpapi/token.go", "!hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) {", `!hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) && !planted("a forged token passes") {`},
@@ -129,7 +138,9 @@ var verdicts = map[string]mutants.Verdict{
 	"only what happens after the first look is told": {"TestAChangeBetweenReadingAndWaitingIsNotMissed", "the change was missed"},
 	"any other version wakes":                        {"TestAnOlderVersionWakesNobody", "woken by version 1"},
 	"the lead ends with its client":                  {"TestTheLeadPassesOnWhenItsClientLeaves", "deadlock"},
-	"who waits takes the room of others":             {"TestWhoWaitsLeavesRoomForOthers", "two wait and one asks: 429"},
+	"who waits takes the room of others":             {"TestWhoWaitsLeavesRoomForOthers", "three wait and one asks: 429"},
+	"a drain leaves who waits alone":                 {"TestADrainEndsWhatWaits", "EOF"},
+	"a view waits for one version more":              {"TestAViewWaitsForItsVersion/the_next_version", "503 after 20s"},
 	"a token is good for any resource":               {"TestATokenIsGoodForItsResourceAlone", "of another resource: version 7"},
 	"a forged token passes":                          {"TestATokenIsGoodForItsResourceAlone", "with another key: version 7"},
 	"who left is answered":                           {"TestAClientThatLeavesGetsNoEmptyAnswer", "HTTP/1.1 200 OK"},

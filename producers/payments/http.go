@@ -72,7 +72,7 @@ func (s *Service) get(watch *httpapi.Watch) httpapi.Handler {
 		if err != nil {
 			return err
 		}
-		waited, err := watch.Await(w, r, p.id, p.version, p.final())
+		waited, err := watch.Await(w, r, p.id.String(), p.version, p.final())
 		if err == nil && waited {
 			p, err = s.lookup(r)
 		}
