@@ -28,10 +28,11 @@ type body struct {
 	Currency  string    `json:"currency"`
 	State     State     `json:"state"`
 	CreatedAt time.Time `json:"created_at"`
+	History   []change  `json:"history"`
 }
 
 func bodyOf(p *payment) body {
-	return body{p.id, "R-" + p.id.String(), p.orderID, *p.terms.amount, p.terms.currency, p.state, p.createdAt.UTC()}
+	return body{p.id, "R-" + p.id.String(), p.orderID, *p.terms.amount, p.terms.currency, p.state, p.createdAt.UTC(), p.history}
 }
 
 var currency = httpapi.Matching(`^[A-Z]{3}$`, "must be an ISO 4217 code, as in USD")
