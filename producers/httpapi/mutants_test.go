@@ -44,6 +44,7 @@ var faults = []mutants.Fault{
 			sql += " ON CONFLICT DO NOTHING"
 		}
 		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {`},
+	{"producers/httpapi/idempotency.go", "key: digest(key),", `key: map[bool]string{false: digest(key), true: key}[planted("keys are stored as they are")],`},
 	{"producers/httpapi/idempotency.go", "begin != nil && !c.held {", `begin != nil && !c.held && !planted("what is wrong comes before the key") {`},
 	{"producers/httpapi/idempotency.go", "if begun {", `if begun && !planted("an answer that came late is not stored") {`},
 	{"internal/pipeline/pipeline.go", "t.after = append(t.after, f)", `t.after = append(t.after, f)
@@ -137,6 +138,7 @@ var verdicts = map[string]mutants.Verdict{
 	"If-None-Match is not looked at":                 {"TestBothPreconditionsMustHold", "holds for [3], want []"},
 	"If-None-Match compares strongly":                {"TestBothPreconditionsMustHold", "holds for [3], want []"},
 	"a retry passes If-None-Match":                   {"TestBothPreconditionsMustHold", "held before [4], want []"},
+	"keys are stored as they are":                    {"TestATakenKeyIsNotInTheLogOfPostgreSQL", "a-key-of-clients"},
 	"weak tags match":                                {"TestBothPreconditionsMustHold", "holds for [3], want []"},
 	"names may stand twice":                          {"TestWhatIsNotOneJSONValueIsMalformed", "a_duplicate,_deep"},
 	"text may be no UTF-8":                           {"TestWhatIsNotOneJSONValueIsMalformed", "a_lone_high_surrogate"},
