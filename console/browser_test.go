@@ -236,7 +236,7 @@ func TestBrowserFollowsTheFlowFromPictureToDetailsToLag(t *testing.T) {
 	pipeline(t, b, readers...)
 	b.commit("analytics", "identity", 0, 0)
 	b.commit("analytics", "identity", 1, 0)
-	databaseURL, conn := planted(t)
+	databaseURL, conn := populated(t)
 	slot := "browser_" + conn.Config().Database
 	exec(t, conn, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, slot)
 	t.Cleanup(func() { _, _ = conn.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, slot) })

@@ -20,6 +20,9 @@ import (
 
 // Config says what a console looks at. The zero value looks at nothing and serves pages that say so.
 type Config struct {
+	// AllowRemote answers requests for any host name; without it only those for a loopback name or address are, so
+	// that a page that rebinds its name to this machine sees nothing.
+	AllowRemote bool
 	// Brokers are Kafka's bootstrap addresses; none: Kafka is not looked at.
 	Brokers []string
 	// Client is added to the options of the Kafka client: TLS, SASL, a dialer.

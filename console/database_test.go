@@ -15,9 +15,9 @@ import (
 	"converge/producers/outbox"
 )
 
-// planted is a database as the console finds it: two services with outboxes, one of them with orders, and
+// populated is a database as the console finds it: two services with outboxes, one of them with orders, and
 // dead letters in one.
-func planted(t *testing.T) (url string, conn *pgx.Conn) {
+func populated(t *testing.T) (url string, conn *pgx.Conn) {
 	t.Helper()
 	url = pgtest.URL(t)
 	if err := database.Migrate(t.Context(), url,
@@ -71,7 +71,7 @@ func lookDatabase(t *testing.T, d *databaseSource, seconds float64) *databaseSam
 }
 
 func TestDatabaseCountsWhatIsUnresolvedAndKnowsWhatIsAbsent(t *testing.T) {
-	url, conn := planted(t)
+	url, conn := populated(t)
 	d := source(t, url)
 	lookDatabase(t, d, 0)
 	exec(t, conn, `SELECT nextval('orders.outbox_seq') FROM generate_series(1, 30)`)
@@ -93,7 +93,7 @@ func TestDatabaseCountsWhatIsUnresolvedAndKnowsWhatIsAbsent(t *testing.T) {
 }
 
 func TestDatabaseSeesTablesThatAMigrationAddsLater(t *testing.T) {
-	url, conn := planted(t)
+	url, conn := populated(t)
 	d := source(t, url)
 	if s := lookDatabase(t, d, 0); s.services[1].HeldKeys != nil {
 		t.Fatalf("held keys %d without a table", *s.services[1].HeldKeys)
@@ -106,7 +106,7 @@ func TestDatabaseSeesTablesThatAMigrationAddsLater(t *testing.T) {
 }
 
 func TestDatabaseReadsSlots(t *testing.T) {
-	url, conn := planted(t)
+	url, conn := populated(t)
 	slot := "console_" + conn.Config().Database
 	exec(t, conn, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, slot)
 	t.Cleanup(func() { _, _ = conn.Exec(context.Background(), `SELECT pg_drop_replication_slot($1)`, slot) })
@@ -118,7 +118,7 @@ func TestDatabaseReadsSlots(t *testing.T) {
 
 // A table of another shape costs the count that it belongs to, with the reason, and nothing else.
 func TestUnreadableTableCostsItsCountOnly(t *testing.T) {
-	url, conn := planted(t)
+	url, conn := populated(t)
 	exec(t, conn, `CREATE TABLE orders.dead_letters (nothing int)`)
 	d := source(t, url)
 	for range 2 {
@@ -136,7 +136,7 @@ func TestUnreadableTableCostsItsCountOnly(t *testing.T) {
 }
 
 func TestConsoleCannotWrite(t *testing.T) {
-	url, _ := planted(t)
+	url, _ := populated(t)
 	d := source(t, url)
 	if _, err := d.pool.Exec(t.Context(), `CREATE TABLE forbidden (i int)`); err == nil {
 		t.Error("the console's connection created a table")

@@ -18,6 +18,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"converge/producers/httpapi"
 	"converge/schemas"
 )
 
@@ -28,12 +29,8 @@ func parsePages() (*template.Template, error) {
 	return template.ParseFS(files, "templates/*.html")
 }
 
-// Patterns are the [http.ServeMux] patterns that [Console.Handler] answers; whoever mounts it beside
-// other handlers registers it for each.
-func Patterns() []string { return []string{"GET /{$}", "GET /lag", "GET /console/"} }
-
-// Handler serves the pages and their data. It only reads. Requests must have passed whatever the
-// listener asks of the Host header: the console shows events' contents and has no guard of its own.
+// Handler serves the pages and their data. It only reads. It shows events' contents and asks nobody who they are:
+// who reaches it may read them, but for pages of other origins, see [Config.AllowRemote].
 //
 //	/                        the flow
 //	/lag                     lag by group, topic and partition
@@ -62,7 +59,7 @@ func (c *Console) Handler() http.Handler {
 		w.Header().Set("Etag", `"`+strconv.FormatInt(c.startedAt.UnixNano(), 36)+`"`)
 		assets.ServeHTTP(w, r)
 	})
-	return guarded(mux)
+	return guarded(httpapi.Local(httpapi.Routed(mux), c.cfg.AllowRemote))
 }
 
 // contentPolicy lets pages load what this server sends and nothing else: no inline script or style.

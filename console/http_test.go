@@ -83,6 +83,52 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
+// A page of another name that is rebound to this machine sees nothing; whoever was let in from elsewhere does.
+func TestOnlyNamesOfThisMachineAreAnswered(t *testing.T) {
+	handler := func(allowRemote bool) http.Handler {
+		c, err := New(Config{AllowRemote: allowRemote, Logger: quiet()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Handler()
+	}
+	closed, open := handler(false), handler(true)
+	for _, step := range []struct {
+		method, host, site string
+		closed, open       int
+	}{
+		{"GET", "localhost:8080", "", 200, 200},
+		{"GET", "127.0.0.1:8080", "cross-site", 200, 200}, // a link
+		{"GET", "[::1]:8080", "", 200, 200},
+		{"GET", "evil.example", "", 403, 200},
+		{"GET", "evil.example", "same-origin", 403, 200},
+		{"GET", "10.0.0.1:8080", "", 403, 200},
+		{"POST", "localhost:8080", "cross-site", 403, 403},
+		{"POST", "localhost:8080", "same-origin", 405, 405},
+		{"POST", "evil.example", "", 403, 405},
+	} {
+		for _, path := range []string{"/", "/lag", "/console/api/snapshot", "/console/api/sparks", "/console/static/console.css"} {
+			for name, want := range map[string]int{"closed": step.closed, "open": step.open} {
+				h := closed
+				if name == "open" {
+					h = open
+				}
+				r := httptest.NewRequestWithContext(t.Context(), step.method, path, nil)
+				r.Host = step.host
+				if step.site != "" {
+					r.Header.Set("Sec-Fetch-Site", step.site)
+				}
+				rec := httptest.NewRecorder()
+				h.ServeHTTP(rec, r)
+				if rec.Code != want || (want >= 400) != (rec.Header().Get("Content-Type") == "application/problem+json") ||
+					rec.Header().Get("Content-Security-Policy") == "" {
+					t.Errorf("%s: %s %s of %s: %d %v", name, step.method, path, step.host, rec.Code, rec.Header())
+				}
+			}
+		}
+	}
+}
+
 var (
 	tags       = regexp.MustCompile(`<([a-z]+)([^>]*)>`)
 	attributes = regexp.MustCompile(`([a-z-]+)="([^"]*)"`)

@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 api=${API:-http://127.0.0.1:8080}
+token=${TOKEN:-} # for an API that was started with --api-tokens
 converge=${CONVERGE:-bin/converge}
 brokers=${BROKERS:-127.0.0.1:9092}
 registry=${REGISTRY:-http://127.0.0.1:8081}
@@ -26,7 +27,8 @@ fail()  { printf '\nNOT AS EXPECTED: %s\n' "$*" >&2; exit 1; }
 ask() {
   local args=(-X "$1" "$api$2")
   if (($# == 4)); then args+=(-H "Idempotency-Key: $3" -H 'Content-Type: application/json' -d "$4"); fi
-  printf '\n$ curl -i'; printf ' %q' "${args[@]}"; printf '\n'
+  printf '\n$ curl -i'; printf ' %q' "${args[@]}"; printf '%s\n' "${token:+ -H \"Authorization: Bearer \$TOKEN\"}"
+  if [[ $token ]]; then args+=(-H "Authorization: Bearer $token"); fi
   curl -sS -i "${args[@]}" | tr -d '\r' >"$work/answer"
   grep -viE '^(content-length|date|x-content-type-options|x-request-id):' "$work/answer"; echo
   status=$(awk 'NR == 1 {print $2}' "$work/answer")

@@ -20,7 +20,7 @@ type apiFlags struct {
 	MaxBody      byteSize      `default:"64KiB" placeholder:"SIZE" help:"Largest body of a request: bytes, or with KiB or MiB behind them."`
 	BodyTime     time.Duration `default:"10s" help:"How long a body may take to arrive."`
 	MaxInFlight  int           `default:"512" placeholder:"N" help:"Requests that are processed at once; the next is told to come back."`
-	MaxWaiting   int           `default:"1024" placeholder:"N" help:"Requests that wait for a change, by Prefer or as a stream, beside those that are processed."`
+	MaxWaiting   int           `default:"1024" placeholder:"N" help:"Requests that wait for a change, by Prefer, by a Consistency-Token or as a stream, beside those that are processed."`
 	KeyWait      time.Duration `default:"2s" help:"How long a request waits for another with its Idempotency-Key."`
 	KeyRetention time.Duration `default:"72h" help:"How long the answer for an Idempotency-Key is given again; then it is forgotten. The key stays taken."`
 }

@@ -105,6 +105,14 @@ func TestContractFaultsThatArePlantedAreFound(t *testing.T) {
 			r.Header.Del("Location")
 			return nil
 		}},
+		"no ETag": {"getPayment", "ST107", "GET", 200, func(r *http.Response) error {
+			r.Header.Del("ETag")
+			return nil
+		}},
+		"no Consistency-Token": {"putStock", "ST107", "PUT", 200, func(r *http.Response) error {
+			r.Header.Del("Consistency-Token")
+			return nil
+		}},
 		"a lag that is no number": {"listOrderViews", "ST108", "GET", 200, func(r *http.Response) error {
 			r.Header.Set("Read-Model-Lag", "long")
 			return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"log/slog"
@@ -28,7 +29,9 @@ type description struct {
 			Enum       []string
 			Properties map[string]struct{ Enum []string }
 		}
+		Headers   map[string]struct{ Required bool }
 		Responses map[string]struct {
+			Headers map[string]reference
 			Content map[string]struct {
 				Schema struct {
 					Properties struct {
@@ -45,7 +48,7 @@ type description struct {
 }
 
 type parameter struct {
-	Ref    string `json:"$ref"`
+	reference
 	Name   string
 	In     string
 	Schema struct{ Enum []string }
@@ -57,9 +60,17 @@ type operation struct {
 	RequestBody *struct{}
 	Security    *[]map[string][]string
 	Responses   map[string]struct {
-		Ref string `json:"$ref"`
+		reference
+		Headers map[string]reference
 	}
 }
+
+type reference struct {
+	Ref string `json:"$ref"`
+}
+
+// named returns the last name of the reference.
+func (r reference) named() string { return r.Ref[strings.LastIndex(r.Ref, "/")+1:] }
 
 func described(t *testing.T, document []byte) description {
 	t.Helper()
@@ -84,7 +95,7 @@ func (d description) operations() map[string]operation {
 // has reports whether the operation takes the parameter.
 func (d description) has(o operation, in, name string) bool {
 	return slices.ContainsFunc(o.Parameters, func(p parameter) bool {
-		p = d.Components.Parameters[p.Ref[strings.LastIndex(p.Ref, "/")+1:]]
+		p = d.Components.Parameters[p.named()]
 		return p.In == in && (name == "" || p.Name == name)
 	})
 }
@@ -233,6 +244,49 @@ func TestEveryOperationHasTheStatusesThatItShares(t *testing.T) {
 			if _, ok := o.Responses[strconv.Itoa(status)]; !ok {
 				t.Errorf("%s answers %d, which is not described", route, status)
 			}
+		}
+	}
+}
+
+// Every answer to a change names the version that it made, for the next change and for the read models; every
+// resource that can be asked for again says which version it is.
+func TestAnswersThatHaveAVersionMustTellIt(t *testing.T) {
+	lacking := func(document []byte) (found []string) {
+		d := described(t, document)
+		for route, o := range d.operations() {
+			method, _, _ := strings.Cut(route, " ")
+			for status, response := range o.Responses {
+				headers := response.Headers
+				if response.Ref != "" {
+					headers = d.Components.Responses[response.named()].Headers
+				}
+				var want []string
+				switch {
+				case method != "GET" && status[0] == '2':
+					want = []string{"ETag", "Consistency-Token"}
+				case status == "304", status == "200" && d.has(o, "header", "If-None-Match"):
+					want = []string{"ETag"}
+				}
+				for _, name := range want {
+					if !d.Components.Headers[headers[name].named()].Required {
+						found = append(found, route+" "+status+" "+name)
+					}
+				}
+			}
+		}
+		slices.Sort(found)
+		return found
+	}
+	for _, one := range lacking(openapi.Document) {
+		t.Error(one)
+	}
+	for plant, want := range map[string]string{
+		`"description": "For a read model: show at least this change", "required": true`:                        "PUT /stock/{sku} 200 Consistency-Token",
+		"\"description\": \"The version, quoted: a strong entity tag (RFC 9110)\",\n        \"required\": true": "GET /payments/{id} 304 ETag",
+	} {
+		less := bytes.Replace(openapi.Document, []byte(plant), []byte(strings.Replace(plant, "true", "false", 1)), 1)
+		if found := lacking(less); !slices.Contains(found, want) {
+			t.Errorf("without %s: %q", plant, found)
 		}
 	}
 }

@@ -137,12 +137,15 @@ func newNode(log *slog.Logger) *node {
 	n := &node{log: log, metrics: prometheus.NewRegistry(), checks: &opshttp.Checks{}, mux: http.NewServeMux(),
 		group: process.Group{Drain: drainTime}}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	ops := opshttp.Handler(n.metrics, n.checks)
+	ops := httpapi.Routed(opshttp.Handler(n.metrics, n.checks))
 	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 		n.mux.Handle(path, ops)
 	}
 	return n
 }
+
+// handler answers what has no route in problem documents, also in a process that has no API.
+func (n *node) handler() http.Handler { return httpapi.Routed(n.mux) }
 
 // drainTime bounds how long a process may take to stop cleanly.
 const drainTime = 20 * time.Second
@@ -156,7 +159,7 @@ func (n *node) run(ctx context.Context, l listener) error {
 	if err != nil {
 		return err
 	}
-	n.group.Add("http", func(ctx context.Context) error { return opshttp.Serve(ctx, socket, n.mux, drainTime/2) })
+	n.group.Add("http", func(ctx context.Context) error { return opshttp.Serve(ctx, socket, n.handler(), drainTime/2) })
 	if err := n.group.Run(ctx); err != nil {
 		if errors.Is(err, process.ErrDrain) {
 			return undrained{err}
@@ -185,12 +188,12 @@ func (n *node) addRelay(cfg relay.Config) (*relay.Relay, error) {
 
 // addConsole adds the console at the paths that are its own. gatherer knows what only the processes that
 // run the services know; nil when this is not one of them.
-func (n *node) addConsole(at connection, schemaRegistry string, gatherer prometheus.Gatherer) error {
+func (n *node) addConsole(at connection, schemaRegistry string, allowRemote bool, gatherer prometheus.Gatherer) error {
 	options, err := at.kafkaOptions()
 	if err != nil {
 		return err
 	}
-	cfg := console.Config{Brokers: at.Brokers, Client: options, DatabaseURL: at.Database, Registerer: n.metrics, Gatherer: gatherer, Logger: n.log}
+	cfg := console.Config{AllowRemote: allowRemote, Brokers: at.Brokers, Client: options, DatabaseURL: at.Database, Registerer: n.metrics, Gatherer: gatherer, Logger: n.log}
 	if schemaRegistry != "" {
 		client, err := registry.New(schemaRegistry, n.log)
 		if err != nil {

@@ -52,7 +52,7 @@ func (c *consoleCmd) Run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	n := newNode(log)
-	if err := n.addConsole(c.connection, c.Registry, nil); err != nil {
+	if err := n.addConsole(c.connection, c.Registry, c.AllowRemote, nil); err != nil {
 		return err
 	}
 	return n.run(ctx, c.listener)

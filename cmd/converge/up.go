@@ -170,7 +170,7 @@ func (c *upCmd) assemble(ctx context.Context, n *node, e *engines, api httpapi.C
 	if err != nil {
 		return err
 	}
-	if err := n.addConsole(e.connection, e.registry.URL(), n.metrics); err != nil {
+	if err := n.addConsole(e.connection, e.registry.URL(), c.AllowRemote, n.metrics); err != nil {
 		return err
 	}
 	n.addServices(services(), serviceConfig{connection: e.connection, encoding: encoding{Registry: e.registry.URL(), Format: c.Format}, retention: c.retention, reading: c.reading,

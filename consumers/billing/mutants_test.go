@@ -15,7 +15,7 @@ var faults = []mutants.Fault{
 	{"consumers/readmodel/profile.go", "case p.Version < 1:", `case p.Version < 1 && !planted("version 0 is taken"):`},
 	{"consumers/readmodel/wait.go", "if s == Lagging ||", `if s == Lagging && !planted("who is strict gets a stale answer") ||`},
 	{"consumers/readmodel/wait.go", "s == Behind && !there {", `s == Behind && !there && !planted("what is on its way is not there") {`},
-	{"consumers/readmodel/wait.go", "shown[w.id] >= w.version {", `(shown[w.id] >= w.version || shown[w.id] > 0 && planted("an older version will do")) {`},
+	{"producers/httpapi/watch.go", "if err == nil && found[one.id] <= one.from {", `if err == nil && found[one.id] <= one.from && (found[one.id] == 0 || !planted("an older version will do")) {`},
 	{"consumers/readmodel/profile.go", "httpapi.Own(r.Context(), r.PathValue(\"user_id\"))", `httpapi.Own(r.Context(), r.PathValue("user_id"))
 	if planted("a tenant sees another's profile") {
 		userID = "a/" + r.PathValue("user_id")

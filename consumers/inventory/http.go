@@ -113,7 +113,7 @@ func (s *Service) putStock(api *httpapi.API, w http.ResponseWriter, r *http.Requ
 
 // setFrom reports whether the last change was a PUT with the precondition.
 func (s stock) setFrom(p httpapi.Precondition) bool {
-	return s.PutFrom == s.Version-1 && p.Names(s.PutFrom)
+	return s.PutFrom == s.Version-1 && p.HeldBefore(s.Version)
 }
 
 func write(w http.ResponseWriter, v any) error {

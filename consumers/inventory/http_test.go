@@ -52,6 +52,8 @@ func TestStockIsSetOnlyFromTheVersionThatWasRead(t *testing.T) {
 		{"PUT", "/stock/RARE-1", `{"available":5}`, nil, 428, "", "precondition-required"},
 		{"PUT", "/stock/RARE-1", `{"available":5}`, []string{"If-Match", `"7"`}, 412, "", "precondition-failed"},
 		{"PUT", "/stock/RARE-1", `{"available":5}`, []string{"If-Match", `W/"1"`}, 412, "", "precondition-failed"},
+		{"PUT", "/stock/RARE-1", `{"available":5}`, []string{"If-Match", `"1"`, "If-None-Match", `W/"1"`}, 412, "", "precondition-failed"},
+		{"PUT", "/stock/RARE-1", `{"available":5}`, []string{"If-None-Match", `"7"`}, 428, "", "precondition-required"},
 		{"PUT", "/stock/RARE-1", `{"available":5}`, []string{"If-None-Match", "*"}, 412, "", "precondition-failed"},
 		{"PUT", "/stock/RARE-1", `{"sku":"RARE-1","available":5,"reserved":9,"version":1}`, []string{"If-Match", `"1"`}, 200, `"2"`, `{"sku":"RARE-1","available":5,"reserved":0,"version":2}`},
 		{"PUT", "/stock/RARE-1", `{"available":5}`, []string{"If-Match", `"1"`}, 200, `"2"`, `"version":2`}, // its answer was lost

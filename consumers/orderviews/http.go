@@ -18,8 +18,9 @@ import (
 
 // Routes adds what the read model answers to the API.
 func (s *Service) Routes(api *httpapi.API) {
-	api.Handle("GET /order-views", func(w http.ResponseWriter, r *http.Request) error { return s.list(api, w, r) })
-	api.Handle("GET /order-views/{id}", func(w http.ResponseWriter, r *http.Request) error { return s.get(api, w, r) })
+	waits := readmodel.NewWaits(api, s.pool, "order_views", "id", s.viewWait)
+	api.Handle("GET /order-views", func(w http.ResponseWriter, r *http.Request) error { return s.list(api, waits, w, r) })
+	api.Handle("GET /order-views/{id}", func(w http.ResponseWriter, r *http.Request) error { return s.get(api, waits, w, r) })
 }
 
 // view is an order as the read model shows it.
@@ -56,7 +57,7 @@ FROM order_views
 WHERE id = $1`
 
 // get answers GET /order-views/{id}. Read-Model-Version is the order's version, 0 when there is none.
-func (s *Service) get(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
+func (s *Service) get(api *httpapi.API, waits *readmodel.Waits, w http.ResponseWriter, r *http.Request) error {
 	id := r.PathValue("id")
 	if !httpapi.ID.Valid(id) {
 		return noView()
@@ -65,7 +66,7 @@ func (s *Service) get(api *httpapi.API, w http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return err
 	}
-	standing, err := s.watch.Await(w, r, id, wanted)
+	standing, err := waits.Await(w, r, id, wanted)
 	if err != nil {
 		return err
 	}
@@ -134,7 +135,7 @@ LIMIT $3`
 // list answers GET /order-views, of the orders of a tenant. Read-Model-Version is how many changes the model has
 // taken in: it grows whenever any list may have changed. With the Consistency-Token of any order it waits for that
 // order. A list is always there: still behind, it is as it is, or 503 for who is strict.
-func (s *Service) list(api *httpapi.API, w http.ResponseWriter, r *http.Request) error {
+func (s *Service) list(api *httpapi.API, waits *readmodel.Waits, w http.ResponseWriter, r *http.Request) error {
 	q, err := readQuery(r.URL.RawQuery)
 	if err != nil {
 		return err
@@ -143,7 +144,7 @@ func (s *Service) list(api *httpapi.API, w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return err
 	}
-	standing, err := s.watch.Await(w, r, order, wanted)
+	standing, err := waits.Await(w, r, order, wanted)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ var faults = []mutants.Fault{
 	{"consumers/orderviews/http.go", "sql, args := allSQL, []any{q.before.placedAt, q.before.id, q.limit + 1,",
 		`sql, args := plantedText("a tenant lists another's views", allSQL, "- 1, 0)) = $4", "- 1, 0)) >= $4"), []any{q.before.placedAt, q.before.id, q.limit + 1,`},
 	{"consumers/orderviews/http.go", "if err := standing.Refuse(true); err != nil {", `if err := standing.Refuse(true); err != nil && !planted("a strict list is stale") {`},
-	{"consumers/readmodel/wait.go", "shown[w.id] >= w.version {", `(shown[w.id] >= w.version || shown[w.id] > 0 && planted("an older version will do")) {`},
+	{"producers/httpapi/watch.go", "return err == nil && found[id] >= version, err", `return err == nil && (found[id] >= version || found[id] > 0 && planted("an older version will do")), err`},
 	{"producers/httpapi/token.go", "version > 0 && named != id {", `version > 0 && named != id && !planted("a token is good for any order") {`},
 	{"consumers/orderviews/http.go", "given, err := url.ParseQuery(raw)\n\tif err != nil {", "given, err := url.ParseQuery(raw)\n\tif err != nil && !planted(\"half a query is read\") {"},
 	{"consumers/orderviews/http.go", "found[:q.limit], cursor{last.placedAt, last.ID}.String()",

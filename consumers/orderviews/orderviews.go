@@ -42,14 +42,14 @@ type Config struct {
 
 // Service is the read model of orders. It is safe for concurrent use.
 type Service struct {
-	pool    *pgxpool.Pool
-	decoder event.Decoder
-	watch   *readmodel.Watch
+	pool     *pgxpool.Pool
+	decoder  event.Decoder
+	viewWait time.Duration
 }
 
 // New returns the service. It starts nothing.
 func New(cfg Config) *Service {
-	return &Service{pool: cfg.Pool, decoder: cfg.Decoder, watch: readmodel.NewWatch(cfg.Pool, "order_views", "id", cfg.ViewWait)}
+	return &Service{pool: cfg.Pool, decoder: cfg.Decoder, viewWait: cfg.ViewWait}
 }
 
 // Handler returns what the read model does with each event that it reads: a batch at a time.

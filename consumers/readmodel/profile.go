@@ -53,11 +53,11 @@ type Profiles struct {
 
 // Routes adds the path to the API.
 func (p Profiles) Routes(api *httpapi.API) {
-	watch := NewWatch(p.Pool, p.Table, "user_id", p.Wait)
-	api.Handle("GET "+p.Path+"/{user_id}", func(w http.ResponseWriter, r *http.Request) error { return p.get(api, watch, w, r) })
+	waits := NewWaits(api, p.Pool, p.Table, "user_id", p.Wait)
+	api.Handle("GET "+p.Path+"/{user_id}", func(w http.ResponseWriter, r *http.Request) error { return p.get(api, waits, w, r) })
 }
 
-func (p Profiles) get(api *httpapi.API, watch *Watch, w http.ResponseWriter, r *http.Request) error {
+func (p Profiles) get(api *httpapi.API, waits *Waits, w http.ResponseWriter, r *http.Request) error {
 	if !httpapi.ID.Valid(r.PathValue("user_id")) {
 		return httpapi.Fail(httpapi.NotFound, p.Unknown)
 	}
@@ -66,7 +66,7 @@ func (p Profiles) get(api *httpapi.API, watch *Watch, w http.ResponseWriter, r *
 	if err != nil {
 		return err
 	}
-	standing, err := watch.Await(w, r, userID, wanted)
+	standing, err := waits.Await(w, r, userID, wanted)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@
 // deadlock over the model's own rows. It cannot tell of changes that have not arrived: a model whose
 // consumer stands still goes on telling the lag that it had when it last moved.
 //
-// A read that brings a Consistency-Token waits until the model shows the version that it names, see [Watch]: what
+// A read that brings a Consistency-Token waits until the model shows the version that it names, see [Waits]: what
 // it then gets is that version or a newer one. How long, and what a reader gets whose time is over, is the
 // reader's to say.
 //

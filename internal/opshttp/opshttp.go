@@ -73,8 +73,8 @@ func (c *Checks) Failing(ctx context.Context) []Reason {
 	return failing
 }
 
-// Handler answers /healthz, /readyz and /metrics.
-func Handler(metrics *prometheus.Registry, checks *Checks) http.Handler {
+// Handler routes /healthz, /readyz and /metrics.
+func Handler(metrics *prometheus.Registry, checks *Checks) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]string{"status": "alive"})

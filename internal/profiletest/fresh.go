@@ -1,12 +1,21 @@
 package profiletest
 
 import (
+	"context"
+	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"converge/consumers/readmodel"
+	"converge/internal/opshttp"
+	"converge/producers/httpapi"
+	"converge/schemas"
 )
 
 // Many readers wait for several versions; each gets the one that its token names, or a newer one, as soon as it is
@@ -43,6 +52,83 @@ func waits(t *testing.T, f Follower) {
 	if rec := w.get("u-1", "Consistency-Token", w.api.Token("profiles/u-1", 2)); rec.Code != 200 || rec.Header().Get("Read-Model-Version") != "3" || rec.Header().Get("Preference-Applied") != "" {
 		t.Errorf("what is there already: %d %v", rec.Code, rec.Header())
 	}
+}
+
+// Reads that wait leave room for others, up to a bound of their own; and a server that drains ends their wait with
+// what there is. Whoever waited on would be cut off.
+func waitsAside(t *testing.T, f Follower) {
+	w := f.World(t)
+	if err := w.Deliver(t.Context(), Updated(t, "u-1", 1)); err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	api, err := httpapi.New(httpapi.Config{MaxInFlight: 1, MaxWaiting: 2, Registerer: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.New(w.Pool, schemas.NewCodec(schemas.JSON, schemas.IDs{})).Routes(api)
+	l, err := opshttp.Listen("127.0.0.1:0", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- opshttp.Serve(ctx, l, api, 15*time.Second) }()
+	waiting := map[string]int{"wait=30": 200, "wait=30, handling=strict": 503}
+	var answered sync.WaitGroup
+	n := 0
+	for prefer, code := range waiting {
+		answered.Go(func() {
+			r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+f.Path+"/u-1", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.Header.Set("Consistency-Token", api.Token("profiles/u-1", 2))
+			r.Header.Set("Prefer", prefer)
+			rec, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Errorf("%s: %v", prefer, err)
+				return
+			}
+			rec.Body.Close()
+			if rec.StatusCode != code || rec.Header.Get("Read-Model-Version") != "1" {
+				t.Errorf("%s: %d %v", prefer, rec.StatusCode, rec.Header)
+			}
+		})
+		for n++; waitingRequests(t, registry) < n; { // one by one: while it is processed it takes the one place
+			runtime.Gosched()
+		}
+	}
+	if rec := w.ask(api, "GET", "u-1"); rec.Code != 200 {
+		t.Errorf("two wait and one asks: %d %s", rec.Code, rec.Body)
+	}
+	if rec := w.ask(api, "GET", "u-1", "Consistency-Token", api.Token("profiles/u-1", 2)); rec.Code != 429 || rec.Header().Get("Retry-After") != "1" {
+		t.Errorf("one too many waits: %d %v", rec.Code, rec.Header())
+	}
+	if rec := w.ask(api, "GET", "u-1", "Consistency-Token", api.Token("profiles/u-1", 1)); rec.Code != 200 {
+		t.Errorf("what is there needs no wait: %d %s", rec.Code, rec.Body)
+	}
+	stop()
+	answered.Wait()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
+func waitingRequests(t *testing.T, registry *prometheus.Registry) int {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "converge_api_waiting_requests" {
+			return int(family.GetMetric()[0].GetGauge().GetValue())
+		}
+	}
+	t.Fatal("no gauge says how many wait")
+	return 0
 }
 
 // A reader whose time is over gets what is there, or read-model-lagging: when nothing is there, and when it is strict.

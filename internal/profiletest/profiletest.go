@@ -209,6 +209,7 @@ func Run(t *testing.T, f Follower) {
 		"an effect that is rolled back never was":         rollsBack,
 		"without a database the reader is told to return": outage,
 		"a read waits for what its token names":           waits,
+		"a read that waits leaves room":                   waitsAside,
 		"a stale answer says so or is none":               stale,
 		"a profile is its tenant's":                       tenants,
 	} {

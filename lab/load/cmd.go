@@ -15,6 +15,7 @@ import (
 // Cmd is `converge load`.
 type Cmd struct {
 	Target     string        `default:"http://127.0.0.1:8080" help:"Where the API answers."`
+	Token      string        `placeholder:"TOKEN" help:"Bearer token, for an API that asks for one. The environment twin keeps it out of the list of processes."`
 	Kind       string        `enum:"orders,profiles,mixed" default:"orders" help:"What to send: ${enum}."`
 	Rate       float64       `default:"50" help:"Arrivals per second, on a fixed schedule that no reply holds up."`
 	Duration   time.Duration `default:"20s" help:"How long to send; 0 until interrupted."`
@@ -41,7 +42,7 @@ two orders, a declined payment completed an order; or when nothing was accepted.
 var ErrBroken = errors.New("a promise was broken, see above")
 
 // ErrNothingAccepted: not one request was accepted.
-var ErrNothingAccepted = errors.New("nothing was accepted: is the target up? converge up starts one")
+var ErrNothingAccepted = errors.New("nothing was accepted: is the target up, and does it want a --token? converge up starts one")
 
 // usage is a load that cannot be sent as asked.
 type usage struct{ error }
@@ -57,7 +58,7 @@ func (c *Cmd) Run(ctx context.Context, stdout io.Writer) error {
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	cfg := Config{Target: c.Target, Kind: c.Kind, Rate: c.Rate, Duration: c.Duration, Customers: c.Customers, Skew: c.Skew,
+	cfg := Config{Target: c.Target, Token: c.Token, Kind: c.Kind, Rate: c.Rate, Duration: c.Duration, Customers: c.Customers, Skew: c.Skew,
 		Duplicates: c.Duplicates, Declined: c.Declined, InFlight: c.InFlight, Settle: c.Settle, Seed: seed}
 	if !c.JSON {
 		cfg.Progress = func(p Progress) {

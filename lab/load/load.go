@@ -39,6 +39,7 @@ const (
 // until the context ends.
 type Config struct {
 	Target     string        // base URL; "": http://127.0.0.1:8080
+	Token      string        // bearer token; "": none is sent
 	Rate       float64       // arrivals per second; 0: 2
 	Duration   time.Duration // of the schedule; 0: until the context ends
 	Kind       string        // Orders, Profiles or Mixed; "": Mixed
@@ -273,6 +274,9 @@ func (r *runner) report(ctx context.Context) {
 
 // do sends one request and reads its reply, at most a mebibyte of it.
 func (r *runner) do(req *http.Request) (status int, header http.Header, body []byte, err error) {
+	if r.cfg.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+r.cfg.Token)
+	}
 	res, err := r.cfg.Client.Do(req)
 	if err != nil {
 		return 0, nil, nil, err

@@ -27,6 +27,7 @@ type shop struct {
 
 	forgetsKeys, loses, completesDeclined, neverEnds, versionsTwice bool
 
+	token  string      // is asked for, unless ""
 	before func(n int) // runs before the n-th POST is served
 }
 
@@ -42,7 +43,13 @@ func (s *shop) serve(t *testing.T) string {
 	mux.HandleFunc("GET /profiles/{id}", s.get)
 	mux.HandleFunc("GET /billing/accounts/{id}", s.view)
 	mux.HandleFunc("GET /analytics/profiles/{id}", s.view)
-	server := httptest.NewServer(mux)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.token != "" && r.Header.Get("Authorization") != "Bearer "+s.token {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
 	t.Cleanup(server.Close)
 	return server.URL
 }
@@ -253,6 +260,21 @@ func TestACommandEndsInAnErrorWhenNothingWasAccepted(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "errors 404 5") {
 		t.Errorf("printed:\n%s", out.String())
+	}
+}
+
+// An API that asks for a token gets it with every request, and its ends are seen.
+func TestTheTokenIsSent(t *testing.T) {
+	s := newShop()
+	s.token = "t-1"
+	target := s.serve(t)
+	for token, accepted := range map[string]bool{"t-1": true, "t-2": false, "": false} {
+		var out bytes.Buffer
+		c := Cmd{Target: target, Token: token, Kind: Mixed, Rate: 500, Duration: 100 * time.Millisecond, Customers: 5, Skew: Zipf, InFlight: 8, Settle: 20 * time.Second, Seed: 7}
+		err := c.Run(t.Context(), &out)
+		if accepted != (err == nil) || !accepted && !errors.Is(err, ErrNothingAccepted) || accepted == strings.Contains(out.String(), "401") {
+			t.Errorf("token %q: %v\n%s", token, err, &out)
+		}
 	}
 }
 

@@ -137,8 +137,8 @@ func (w *watch) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryD
 func (w *watch) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     { w.end() }
 
 const paySQL = `
-INSERT INTO payments (id, order_id, saga, state, amount, currency, payment_method, version, created_at, updated_at)
-VALUES ($1, $2, false, 'AUTHORIZED', $3, $4, $5, 1, $6, $6)`
+INSERT INTO payments (id, order_id, saga, state, amount, currency, payment_method, version, history, created_at, updated_at)
+VALUES ($1, $2, false, 'AUTHORIZED', $3, $4, $5, 1, '[{"state": "AUTHORIZED", "at": "2026-03-01T12:00:00.123456Z"}]', $6, $6)`
 
 func payArguments() []any {
 	return []any{uuid.Must(uuid.NewV7()), "42", int64(100), "USD", "card-ok", time.Now()}

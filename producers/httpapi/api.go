@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -155,7 +153,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.fail(recorder, r, stranger)
 		return
 	}
-	if refusal := a.refuse(r); refusal != nil {
+	if refusal := refuse(a.origin, r, a.cfg.AllowRemote || a.cfg.Tokens.Required()); refusal != nil {
 		refusal.write(recorder)
 		return
 	}
@@ -168,7 +166,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if pattern == "" {
-		a.noRoute(recorder, r, handler)
+		noRoute(recorder, r, handler)
 		return
 	}
 	a.mux.ServeHTTP(recorder, r)
@@ -191,51 +189,6 @@ func (a *API) finish(w *recorder, r *http.Request, pattern string, began time.Ti
 		panic(http.ErrAbortHandler)
 	}
 }
-
-// refuse returns why a request is not looked at.
-func (a *API) refuse(r *http.Request) *Error {
-	if !a.cfg.AllowRemote && !a.cfg.Tokens.Required() && !loopback(r.Host) {
-		return Fail(ForbiddenOrigin, "only names and addresses of this machine are answered")
-	}
-	if err := a.origin.Check(r); err != nil {
-		return Fail(ForbiddenOrigin, "the request comes from a page of another origin")
-	}
-	return nil
-}
-
-func loopback(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	host = strings.Trim(host, "[]")
-	if strings.EqualFold(host, "localhost") || strings.HasSuffix(strings.ToLower(host), ".localhost") {
-		return true
-	}
-	address, err := netip.ParseAddr(host)
-	return err == nil && address.IsLoopback()
-}
-
-// noRoute answers what the router has no route for, in our words: it knows 404 from 405 and redirects.
-func (a *API) noRoute(w http.ResponseWriter, r *http.Request, router http.Handler) {
-	probe := &recorder{ResponseWriter: discard{header: http.Header{}}}
-	router.ServeHTTP(probe, r)
-	switch allow := probe.Header().Get("Allow"); {
-	case probe.status == http.StatusMethodNotAllowed:
-		refusal := Fail(MethodNotAllowed, "")
-		refusal.Header = http.Header{"Allow": {allow}}
-		refusal.write(w)
-	case probe.status >= 300 && probe.status < 400:
-		router.ServeHTTP(w, r)
-	default:
-		Fail(NotFound, "no resource has this path").write(w)
-	}
-}
-
-type discard struct{ header http.Header }
-
-func (d discard) Header() http.Header         { return d.header }
-func (d discard) Write(p []byte) (int, error) { return len(p), nil }
-func (d discard) WriteHeader(int)             {}
 
 // fail turns a handler's error into its answer.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {

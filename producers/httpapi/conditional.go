@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -9,59 +10,53 @@ import (
 // ETag returns the strong entity tag of a version (RFC 9110, section 8.8.3).
 func ETag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
-// Precondition is what If-Match or If-None-Match demands of a change.
+// Precondition is what If-Match and If-None-Match demand of a change.
 type Precondition struct {
 	create bool     // If-None-Match: *
 	any    bool     // If-Match: *
 	tags   []string // If-Match, strong tags only
+	none   []string // If-None-Match beside If-Match
 }
 
-// ReadPrecondition reads the precondition of a PUT, PATCH or DELETE. Without one the error is
-// precondition-required.
+// ReadPrecondition reads the precondition of a PUT or PATCH. Without If-Match or If-None-Match: * the error is
+// precondition-required: a list of other tags alone does not say what its sender has seen.
 func ReadPrecondition(r *http.Request) (Precondition, error) {
-	match, none := r.Header.Values("If-Match"), r.Header.Values("If-None-Match")
-	switch {
-	case len(match) > 0:
-		p := Precondition{}
-		for _, tag := range tags(match) {
-			if tag == "*" {
-				p.any = true
-			} else if !strings.HasPrefix(tag, "W/") { // strong comparison: a weak tag never matches
-				p.tags = append(p.tags, tag)
-			}
-		}
-		p.create = len(none) > 0 && strings.TrimSpace(strings.Join(none, ",")) == "*"
-		return p, nil
-	case strings.TrimSpace(strings.Join(none, ",")) == "*":
-		return Precondition{create: true}, nil
+	match, none := r.Header.Values("If-Match"), tags(r.Header.Values("If-None-Match"))
+	create := len(none) == 1 && none[0] == "*"
+	if len(match) == 0 && !create {
+		return Precondition{}, Fail(PreconditionRequired, "")
 	}
-	return Precondition{}, Fail(PreconditionRequired, "")
+	p := Precondition{create: create, none: none}
+	for _, tag := range tags(match) {
+		if tag == "*" {
+			p.any = true
+		} else if !strings.HasPrefix(tag, "W/") { // strong comparison: a weak tag never matches
+			p.tags = append(p.tags, tag)
+		}
+	}
+	return p, nil
 }
 
 // Creates reports whether the change is to make a new resource.
 func (p Precondition) Creates() bool { return p.create }
 
-// Holds reports whether the precondition holds for the version that is there; 0 is none.
+// Holds reports whether the precondition holds for the version that is there; 0 is none. Both headers must
+// (RFC 9110, section 13.2.2).
 func (p Precondition) Holds(version int64) bool {
 	if p.create {
 		return version == 0 && !p.any && len(p.tags) == 0
 	}
-	return version != 0 && (p.any || p.Names(version))
+	return version != 0 && (p.any || p.names(version)) && !weaklyMatches(p.none, version)
 }
 
-// Names reports whether If-Match names exactly the version; it never does together with If-None-Match: *,
-// which no version can satisfy as well.
-func (p Precondition) Names(version int64) bool {
-	if p.create {
-		return false
-	}
-	for _, tag := range p.tags {
-		if tag == ETag(version) {
-			return true
-		}
-	}
-	return false
+// HeldBefore reports whether If-Match names exactly the version before this one, and If-None-Match neither: who
+// sends it may have made this version and not have got the answer.
+func (p Precondition) HeldBefore(version int64) bool {
+	return !p.create && version > 1 && p.names(version-1) && !weaklyMatches(p.none, version-1) && !weaklyMatches(p.none, version)
 }
+
+// names reports whether If-Match names exactly the version.
+func (p Precondition) names(version int64) bool { return slices.Contains(p.tags, ETag(version)) }
 
 // tags splits entity tags at the commas between them; a comma inside a tag stays.
 func tags(lines []string) []string {
@@ -101,10 +96,12 @@ func NotModified(w http.ResponseWriter, r *http.Request, version int64) bool {
 
 // noneMatches reports whether If-None-Match names the version.
 func noneMatches(r *http.Request, version int64) bool {
-	for _, tag := range tags(r.Header.Values("If-None-Match")) {
-		if tag == "*" || strings.TrimPrefix(tag, "W/") == ETag(version) {
-			return true
-		}
-	}
-	return false
+	return weaklyMatches(tags(r.Header.Values("If-None-Match")), version)
+}
+
+// weaklyMatches reports whether one of the tags is the version's (RFC 9110, section 8.8.3.2, weak comparison).
+func weaklyMatches(tags []string, version int64) bool {
+	return slices.ContainsFunc(tags, func(tag string) bool {
+		return tag == "*" || strings.TrimPrefix(tag, "W/") == ETag(version)
+	})
 }

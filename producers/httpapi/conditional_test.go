@@ -7,11 +7,12 @@ import (
 	"testing"
 )
 
-func TestPreconditionsAreComparedStrongly(t *testing.T) {
+func TestBothPreconditionsMustHold(t *testing.T) {
 	for _, step := range []struct {
 		match, none []string
 		missing     bool
 		holds       []int64 // of the versions 0 to 12
+		before      []int64 // the versions that who lost its answer may have made
 	}{
 		{missing: true},
 		{none: []string{`"1"`}, missing: true},
@@ -20,13 +21,13 @@ func TestPreconditionsAreComparedStrongly(t *testing.T) {
 		{none: []string{"*"}, holds: []int64{0}},
 		{none: []string{" * "}, holds: []int64{0}},
 		{match: []string{"*"}, holds: []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}},
-		{match: []string{`"3"`}, holds: []int64{3}},
+		{match: []string{`"3"`}, holds: []int64{3}, before: []int64{4}},
 		{match: []string{`"0"`}},
-		{match: []string{`"1", "12"`}, holds: []int64{1, 12}},
-		{match: []string{`"1"`, `"2"`}, holds: []int64{1, 2}},
-		{match: []string{` "1" ,, "2",`}, holds: []int64{1, 2}},
+		{match: []string{`"1", "12"`}, holds: []int64{1, 12}, before: []int64{2}},
+		{match: []string{`"1"`, `"2"`}, holds: []int64{1, 2}, before: []int64{2, 3}},
+		{match: []string{` "1" ,, "2",`}, holds: []int64{1, 2}, before: []int64{2, 3}},
 		{match: []string{`W/"3"`}},
-		{match: []string{`W/"3", "4"`}, holds: []int64{4}},
+		{match: []string{`W/"3", "4"`}, holds: []int64{4}, before: []int64{5}},
 		{match: []string{`w/"3"`}},
 		{match: []string{`3`}},
 		{match: []string{`'3'`}},
@@ -37,7 +38,19 @@ func TestPreconditionsAreComparedStrongly(t *testing.T) {
 		{match: []string{""}},
 		{match: []string{"*"}, none: []string{"*"}}, // both cannot be
 		{match: []string{`"3"`}, none: []string{"*"}},
-		{match: []string{`"3"`}, none: []string{`"3"`}, holds: []int64{3}}, // If-None-Match is for reading (RFC 9110, section 13.2.2)
+		// Both must hold, and If-None-Match compares weakly.
+		{match: []string{`"3"`}, none: []string{`"3"`}},
+		{match: []string{`"3"`}, none: []string{`W/"3"`}},
+		{match: []string{`"3"`}, none: []string{`"1"`, `"2", W/"3"`}},
+		{match: []string{`"3"`}, none: []string{`"1", *`}},
+		{match: []string{`"3"`}, none: []string{`"2"`}, holds: []int64{3}, before: []int64{4}},
+		{match: []string{`"3"`}, none: []string{`"4"`}, holds: []int64{3}},
+		{match: []string{`"3"`}, none: []string{`W/"4"`}, holds: []int64{3}},
+		{match: []string{`"3"`}, none: []string{`3`}, holds: []int64{3}, before: []int64{4}},
+		{match: []string{`"3"`}, none: []string{""}, holds: []int64{3}, before: []int64{4}},
+		{match: []string{`"1", "2"`}, none: []string{`"1"`}, holds: []int64{2}, before: []int64{3}},
+		{match: []string{"*"}, none: []string{`"1", "2", "3", "4", "5", "6", "7", "8", "9", "10"`}, holds: []int64{11, 12}},
+		{none: []string{`W/"1"`}, missing: true},
 	} {
 		t.Run(fmt.Sprintf("%q %q", step.match, step.none), func(t *testing.T) {
 			r := httptest.NewRequest("PUT", "/", nil)
@@ -49,17 +62,20 @@ func TestPreconditionsAreComparedStrongly(t *testing.T) {
 			if err != nil {
 				return
 			}
-			var holds []int64
+			var holds, before []int64
 			for version := range int64(13) {
 				if p.Holds(version) {
 					holds = append(holds, version)
 				}
-				if p.Names(version) && p.Creates() {
-					t.Errorf("names version %d of what must not exist", version)
+				if p.HeldBefore(version) {
+					before = append(before, version)
 				}
 			}
 			if fmt.Sprint(holds) != fmt.Sprint(step.holds) {
 				t.Errorf("holds for %v, want %v", holds, step.holds)
+			}
+			if fmt.Sprint(before) != fmt.Sprint(step.before) {
+				t.Errorf("held before %v, want %v", before, step.before)
 			}
 		})
 	}

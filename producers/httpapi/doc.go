@@ -6,6 +6,6 @@
 // is killed in between; key, effect and answer commit in one transaction, so that a key without an effect
 // or an effect without an answer cannot be. An error is a problem document (RFC 9457) that never repeats
 // what was sent. A stream has every version of its resource once, in order, whoever made it and wherever the
-// client left off; who waits learns of a change within 50 ms and a query. It fails to hold for effects outside the database, and for handlers that write to the
-// database by other means than the transaction they are given.
+// client left off; who waits learns of a change within 20 ms and a query. It fails to hold for effects outside the
+// database, and for handlers that write to the database by other means than the transaction they are given.
 package httpapi

@@ -83,7 +83,7 @@ func (f *follower) follow(r *http.Request, s *stream, id uuid.UUID, found *Follo
 		if found.Now().Terminal() {
 			return
 		}
-		err := f.awaitBeating(ctx, draining, s, id, sent)
+		err := f.awaitBeating(ctx, draining, s, id.String(), sent)
 		if err == nil {
 			found, err = f.find(ctx, id)
 		}
@@ -105,7 +105,7 @@ func (f *follower) follow(r *http.Request, s *stream, id uuid.UUID, found *Follo
 var errUnread = errors.New("the client does not read")
 
 // awaitBeating waits for a version above the one given, and keeps the connection from looking dead meanwhile.
-func (f *follower) awaitBeating(ctx context.Context, draining <-chan struct{}, s *stream, id uuid.UUID, sent int64) error {
+func (f *follower) awaitBeating(ctx context.Context, draining <-chan struct{}, s *stream, id string, sent int64) error {
 	for {
 		quiet, cancel := context.WithTimeout(ctx, heartbeat)
 		err := f.watch.changed(quiet, draining, id, sent)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -142,7 +143,7 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	// An effect that has begun is finished: a client that leaves must find the same answer later.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)
 	defer cancel()
-	c := claim{tenant: Tenant(ctx), operation: operation, key: key, fingerprint: fingerprintOf(r, body.raw)}
+	c := claim{tenant: Tenant(ctx), operation: operation, key: digest(key), fingerprint: fingerprintOf(r, body.raw)}
 	if a.wary.Load() > 0 {
 		response, found, err := a.replay(ctx, pool, &c)
 		if found || err != nil {
@@ -176,9 +177,17 @@ const wariness = 100
 
 // claim is one request's wish to own a key.
 type claim struct {
-	tenant, operation, key string
-	fingerprint            []byte
-	held                   bool // the key is this transaction's
+	tenant, operation string
+	key               string // its digest
+	fingerprint       []byte
+	held              bool // the key is this transaction's
+}
+
+// digest is what is stored of a key: PostgreSQL logs that of a row which is there already, and what clients send
+// has no place there.
+func digest(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:])
 }
 
 // claim has the effect and commits it with the key and the answer. When it returns an error and the key is not

@@ -17,11 +17,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"converge/internal/database"
 	"converge/internal/nettest"
+	"converge/internal/pipeline"
 )
 
 func TestARetryGetsTheStoredAnswer(t *testing.T) {
@@ -553,5 +555,29 @@ func TestABodyThatWillBeTooLargeIsRefusedAtOnce(t *testing.T) {
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil || res.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("%v %v", err, res)
+	}
+}
+
+// A key that is taken is an error to PostgreSQL, which logs it with the row that is there already, and that has nothing
+// of what the client sent.
+func TestATakenKeyIsNotInTheLogOfPostgreSQL(t *testing.T) {
+	pool := openPool(t, 1)
+	w := newWorld(t, Config{})
+	said := ""
+	w.api.Handle("POST /charges", w.api.Idempotent(pool, "charge", func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error) {
+		response, err := charge(ctx, tx, r, body)
+		var pg *pgconn.PgError
+		if begin := tx.(*pipeline.Tx).Start(ctx); errors.As(begin, &pg) {
+			said = fmt.Sprint(pg.Message, pg.Detail, pg.Hint, pg.Where)
+		}
+		return response, err
+	}))
+	for range 2 {
+		if a := w.do("POST", "/charges", `{"amount":5}`, "Idempotency-Key", "a-key-of-clients"); a.code > 201 {
+			t.Fatalf("%d %s", a.code, a.body)
+		}
+	}
+	if !strings.Contains(said, digest("a-key-of-clients")) || strings.Contains(said, "a-key") {
+		t.Errorf("PostgreSQL said %q", said)
 	}
 }

@@ -18,7 +18,7 @@ import (
 // age makes the key older.
 func age(t *testing.T, pool *pgxpool.Pool, key string, by time.Duration) {
 	t.Helper()
-	tag, err := pool.Exec(t.Context(), "UPDATE idempotency_keys SET created_at = created_at - $2::interval WHERE key = $1", key, by)
+	tag, err := pool.Exec(t.Context(), "UPDATE idempotency_keys SET created_at = created_at - $2::interval WHERE key = $1", digest(key), by)
 	if err != nil || tag.RowsAffected() == 0 {
 		t.Fatalf("aging %s: %v, %d rows", key, err, tag.RowsAffected())
 	}

@@ -44,6 +44,7 @@ var faults = []mutants.Fault{
 			sql += " ON CONFLICT DO NOTHING"
 		}
 		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {`},
+	{"producers/httpapi/idempotency.go", "key: digest(key),", `key: map[bool]string{false: digest(key), true: key}[planted("keys are stored as they are")],`},
 	{"producers/httpapi/idempotency.go", "begin != nil && !c.held {", `begin != nil && !c.held && !planted("what is wrong comes before the key") {`},
 	{"producers/httpapi/idempotency.go", "if begun {", `if begun && !planted("an answer that came late is not stored") {`},
 	{"internal/pipeline/pipeline.go", "t.after = append(t.after, f)", `t.after = append(t.after, f)
@@ -69,6 +70,12 @@ var faults = []mutants.Fault{
 				if strings.HasPrefix(tag, "W/") {
 					continue
 				}`},
+	{"producers/httpapi/conditional.go", "return version != 0 && (p.any || p.names(version)) && !weaklyMatches(p.none, version)",
+		`return version != 0 && (p.any || p.names(version)) && (!weaklyMatches(p.none, version) || planted("If-None-Match is not looked at"))`},
+	{"producers/httpapi/conditional.go", `strings.TrimPrefix(tag, "W/") == ETag(version)`,
+		`(strings.TrimPrefix(tag, "W/") == ETag(version) && !planted("If-None-Match compares strongly") || tag == ETag(version))`},
+	{"producers/httpapi/conditional.go", "!weaklyMatches(p.none, version-1) && !weaklyMatches(p.none, version)",
+		`!weaklyMatches(p.none, version-1) && (!weaklyMatches(p.none, version) || planted("a retry passes If-None-Match"))`},
 	{"producers/httpapi/body.go", "decoder := jsontext.NewDecoder(bytes.NewReader(raw))",
 		`decoder := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(planted("names may stand twice")), jsontext.AllowInvalidUTF8(planted("text may be no UTF-8")))`},
 	{"producers/httpapi/body.go", "if !o.asked[name] {", `if !o.asked[name] && !planted("unknown members pass") {`},
@@ -106,6 +113,15 @@ var faults = []mutants.Fault{
 		}
 	}
 	a.metrics`},
+	{"producers/httpapi/watch.go", "err = w.changed(ctx, opshttp.Draining(ctx), id, from)", `draining := opshttp.Draining(ctx)
+	if planted("a drain leaves who waits alone") {
+		draining = nil
+	}
+	err = w.changed(ctx, draining, id, from)`},
+	{"producers/httpapi/watch.go", "return w.above(r, id, version-1, wait)", `if planted("a view waits for one version more") {
+		version++
+	}
+	return w.above(r, id, version-1, wait)`},
 	{"producers/httpapi/api.go", "errors.Is(err, io.ErrUnexpectedEOF)", `errors.Is(err, io.ErrUnexpectedEOF) && !planted("a lost connection is our fault")`},
 	{"producers/httpapi/token.go", "version > 0 && named != id {", `version > 0 && named != id && !planted("a token is good for any resource") {`},
 	{"producers/httpapi/token.go", "!hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) {", `!hmac.Equal(raw[:macSize], a.sign(string(raw[macSize:]))) && !planted("a forged token passes") {`},
@@ -119,7 +135,11 @@ var verdicts = map[string]mutants.Verdict{
 	"method and route are not compared":              {"TestAKeyBelongsToOneRequest", "want the problem idempotency-key-reused"},
 	"whoever asks owns the key":                      {"TestSixtyFourClientsOnOneKeyMakeOneEffect", "64 charges"},
 	"the effect ends with its client":                {"TestAnEffectIsFinishedAlthoughItsClientLeft", "0 charges"},
-	"weak tags match":                                {"TestPreconditionsAreComparedStrongly", "holds for [3], want []"},
+	"If-None-Match is not looked at":                 {"TestBothPreconditionsMustHold", "holds for [3], want []"},
+	"If-None-Match compares strongly":                {"TestBothPreconditionsMustHold", "holds for [3], want []"},
+	"a retry passes If-None-Match":                   {"TestBothPreconditionsMustHold", "held before [4], want []"},
+	"keys are stored as they are":                    {"TestATakenKeyIsNotInTheLogOfPostgreSQL", "a-key-of-clients"},
+	"weak tags match":                                {"TestBothPreconditionsMustHold", "holds for [3], want []"},
 	"names may stand twice":                          {"TestWhatIsNotOneJSONValueIsMalformed", "a_duplicate,_deep"},
 	"text may be no UTF-8":                           {"TestWhatIsNotOneJSONValueIsMalformed", "a_lone_high_surrogate"},
 	"unknown members pass":                           {"TestEverythingThatIsWrongIsToldAtOnce", "unknown_in_items"},
@@ -129,7 +149,9 @@ var verdicts = map[string]mutants.Verdict{
 	"only what happens after the first look is told": {"TestAChangeBetweenReadingAndWaitingIsNotMissed", "the change was missed"},
 	"any other version wakes":                        {"TestAnOlderVersionWakesNobody", "woken by version 1"},
 	"the lead ends with its client":                  {"TestTheLeadPassesOnWhenItsClientLeaves", "deadlock"},
-	"who waits takes the room of others":             {"TestWhoWaitsLeavesRoomForOthers", "two wait and one asks: 429"},
+	"who waits takes the room of others":             {"TestWhoWaitsLeavesRoomForOthers", "three wait and one asks: 429"},
+	"a drain leaves who waits alone":                 {"TestADrainEndsWhatWaits", "EOF"},
+	"a view waits for one version more":              {"TestAViewWaitsForItsVersion/the_next_version", "503 after 20s"},
 	"a token is good for any resource":               {"TestATokenIsGoodForItsResourceAlone", "of another resource: version 7"},
 	"a forged token passes":                          {"TestATokenIsGoodForItsResourceAlone", "with another key: version 7"},
 	"who left is answered":                           {"TestAClientThatLeavesGetsNoEmptyAnswer", "HTTP/1.1 200 OK"},

@@ -122,7 +122,7 @@ func (f *follower) show(part func(*Followed) any) Handler {
 		if err != nil {
 			return err
 		}
-		waited, err := f.watch.Await(w, r, id, found.Now().Version, found.Now().Terminal())
+		waited, err := f.watch.Await(w, r, id.String(), found.Now().Version, found.Now().Terminal())
 		if err == nil && waited {
 			found, err = f.find(r.Context(), id)
 		}

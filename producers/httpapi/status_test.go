@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +37,19 @@ func newFollowing(t *testing.T, cfg Config) *following {
 		t.Fatal(err)
 	}
 	s := newThings()
-	api.follow("/things", Progress{Name: "thing", Find: s.find, P90: func() time.Duration { return 90 * time.Second }}, newWatch(api, s.versions))
+	watch := newWatch(api, s.versions)
+	api.follow("/things", Progress{Name: "thing", Find: s.find, P90: func() time.Duration { return 90 * time.Second }}, watch)
+	api.Handle("GET /views/{id}/{version}", func(w http.ResponseWriter, r *http.Request) error { // of a read model
+		version, err := strconv.ParseInt(r.PathValue("version"), 10, 64)
+		if err != nil {
+			return err
+		}
+		reached, err := watch.Reach(r, r.PathValue("id"), version, ReadPreference(r).Wait)
+		if err == nil && !reached {
+			err = Fail(ReadModelLagging, "")
+		}
+		return err
+	})
 	return &following{s, api}
 }
 
@@ -143,7 +157,7 @@ func TestAPreferenceToWaitIsHonoured(t *testing.T) {
 func TestWhoWaitsLeavesRoomForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
-		f := newFollowing(t, Config{MaxInFlight: 1, MaxWaiting: 2, Registerer: registry})
+		f := newFollowing(t, Config{MaxInFlight: 1, MaxWaiting: 3, Registerer: registry})
 		id := f.begun()
 		path := "/things/" + id.String()
 		ctx, leave := context.WithCancel(t.Context())
@@ -151,16 +165,21 @@ func TestWhoWaitsLeavesRoomForOthers(t *testing.T) {
 		synctest.Wait()
 		go f.ask(ctx, "GET", path+"/events")
 		synctest.Wait()
-		if w, _ := f.ask(t.Context(), "GET", path); w.Code != 200 {
-			t.Errorf("two wait and one asks: %d %s", w.Code, w.Body)
+		view := "/views/" + id.String()
+		go f.ask(ctx, "GET", view+"/2", "Prefer", "wait=30")
+		synctest.Wait()
+		for _, path := range []string{path, view + "/1"} {
+			if w, _ := f.ask(t.Context(), "GET", path, "Prefer", "wait=0"); w.Code != 200 {
+				t.Errorf("three wait and one asks: %d %s", w.Code, w.Body)
+			}
 		}
-		for _, headers := range [][]string{{path, "Prefer", "wait=9"}, {path + "/events"}} {
+		for _, headers := range [][]string{{path, "Prefer", "wait=9"}, {path + "/events"}, {view + "/2", "Prefer", "wait=9"}} {
 			w, took := f.ask(t.Context(), "GET", headers[0], headers[1:]...)
 			if w.Code != 429 || w.Header().Get("Retry-After") != "1" || took != 0 || w.Header().Get("Content-Type") != "application/problem+json" {
 				t.Errorf("one too many waits: %d %v %s", w.Code, w.Header(), w.Body)
 			}
 		}
-		if n := testutil.ToFloat64(f.api.metrics.waiting); n != 2 {
+		if n := testutil.ToFloat64(f.api.metrics.waiting); n != 3 {
 			t.Errorf("the gauge says %v", n)
 		}
 		leave()
@@ -185,14 +204,50 @@ func TestWhoWaitsLeavesRoomForOthers(t *testing.T) {
 	})
 }
 
+// The table of a view's wait. The thing has version 2 and gets version 3 after 10 s, where it says so.
+func TestAViewWaitsForItsVersion(t *testing.T) {
+	for name, c := range map[string]struct {
+		version, prefer string
+		changes         bool
+		code            int
+		after           time.Duration
+	}{
+		"an older version":          {"1", "wait=20", false, 200, 0},
+		"the version":               {"2", "wait=20", false, 200, 0},
+		"the version, without time": {"2", "wait=0", false, 200, 0},
+		"the next version":          {"3", "wait=20", true, 200, 10 * time.Second},
+		"too late a version":        {"3", "wait=5", true, 503, 5 * time.Second},
+		"the one after the next":    {"4", "wait=20", true, 503, 20 * time.Second},
+		"no time":                   {"3", "wait=0", true, 503, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFollowing(t, Config{})
+				id := f.begun()
+				f.enters(id, "PAID")
+				if c.changes {
+					time.AfterFunc(10*time.Second, func() { f.enters(id, "SHIPPED") })
+				}
+				w, took := f.ask(t.Context(), "GET", "/views/"+id.String()+"/"+c.version, "Prefer", c.prefer)
+				if w.Code != c.code || took < c.after || took > c.after+2*watchEvery {
+					t.Errorf("%d after %v", w.Code, took)
+				}
+				time.Sleep(time.Minute) // what was to change later does
+			})
+		})
+	}
+}
+
 func TestWhoWaitsIsToldThatTheDatabaseIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFollowing(t, Config{})
 		id := f.begun()
 		time.AfterFunc(3*time.Second, func() { f.fails(&pgconn.ConnectError{}) })
-		w, took := f.ask(t.Context(), "GET", "/things/"+id.String(), "Prefer", "wait=20")
-		if w.Code != 503 || w.Header().Get("Retry-After") != "1" || took > 4*time.Second {
-			t.Errorf("%d after %v: %s", w.Code, took, w.Body)
+		for _, path := range []string{"/things/" + id.String(), "/views/" + id.String() + "/2"} { // waiting, and at once
+			w, took := f.ask(t.Context(), "GET", path, "Prefer", "wait=20")
+			if w.Code != 503 || w.Header().Get("Retry-After") != "1" || took > 4*time.Second {
+				t.Errorf("%s: %d after %v: %s", path, w.Code, took, w.Body)
+			}
 		}
 	})
 }
@@ -381,7 +436,8 @@ func TestAStreamEndsWhenTheDatabaseIsAway(t *testing.T) {
 	})
 }
 
-// A server that drains ends what waits, long before its patience ends.
+// A server that drains ends what waits, long before its patience ends: each gets the answer that it would get at
+// the end. Whoever waited on would be cut off.
 func TestADrainEndsWhatWaits(t *testing.T) {
 	f := newFollowing(t, Config{})
 	id := f.begun()
@@ -391,25 +447,34 @@ func TestADrainEndsWhatWaits(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stopped := make(chan error, 1)
-	go func() { stopped <- opshttp.Serve(ctx, l, f.api, time.Minute) }()
-	get := func(part string) *http.Response {
-		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+"/things/"+id.String()+part, nil)
+	go func() { stopped <- opshttp.Serve(ctx, l, f.api, 15*time.Second) }()
+	get := func(path string) *http.Response {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.Header.Set("Prefer", "wait=30")
 		w, err := http.DefaultClient.Do(r)
 		if err != nil {
-			t.Error(err)
+			t.Errorf("%s: %v", path, err)
 			return nil
 		}
 		return w
 	}
-	began := time.Now()
-	stream := get("/events") // its head is there at once
-	polled := make(chan *http.Response, 1)
-	go func() { polled <- get("/status") }()
-	for len(f.api.waiting) < 2 {
+	stream := get("/things/" + id.String() + "/events") // its head is there at once
+	waiting := map[string]int{"/things/" + id.String() + "/status": 200, "/views/" + id.String() + "/2": 503}
+	var polled sync.WaitGroup
+	for path, code := range waiting {
+		polled.Go(func() {
+			if w := get(path); w != nil {
+				w.Body.Close()
+				if w.StatusCode != code {
+					t.Errorf("%s: %d", path, w.StatusCode)
+				}
+			}
+		})
+	}
+	for len(f.api.waiting) < 1+len(waiting) {
 		runtime.Gosched()
 	}
 	stop()
@@ -418,13 +483,8 @@ func TestADrainEndsWhatWaits(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(text), ": this server stops: come back\nretry: 1000\n\n") {
 		t.Errorf("%v %s", err, text)
 	}
-	if w := <-polled; w != nil {
-		w.Body.Close()
-		if w.StatusCode != 200 {
-			t.Errorf("%d", w.StatusCode)
-		}
-	}
-	if err := <-stopped; err != nil || time.Since(began) > 20*time.Second {
-		t.Errorf("%v after %v", err, time.Since(began))
+	polled.Wait()
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 }

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -17,13 +18,13 @@ import (
 
 const (
 	// watchEvery is how late a change may be told to those that wait for it.
-	watchEvery = 50 * time.Millisecond
+	watchEvery = 20 * time.Millisecond
 	// watchTime bounds one question to the database.
 	watchTime = 2 * time.Second
 )
 
 // Watch tells requests of the changes that they wait for, whichever process makes these: it asks the database
-// every 50 ms for the versions of all rows that are waited for, with one query. While nobody waits, nobody
+// every 20 ms for the versions of all rows that are waited for, with one query. While nobody waits, nobody
 // asks.
 //
 // It has no goroutine of its own. One of those that wait leads: it asks for all. When it goes, because its row
@@ -33,7 +34,7 @@ const (
 // When the database does not answer, everybody that waits gets the error.
 type Watch struct {
 	api      *API
-	versions func(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]int64, error)
+	versions func(ctx context.Context, ids []string) (map[string]int64, error)
 	lead     chan struct{} // holds the token of the leader, or nothing
 	next     time.Time     // when to ask again, no sooner. Invariant: only the leader touches it
 
@@ -43,20 +44,21 @@ type Watch struct {
 
 // waiter waits for its row to have a version above from.
 type waiter struct {
-	id    uuid.UUID
+	id    string
 	from  int64
 	woken chan error // of one place: who wakes does not wait
 }
 
-// Watch returns a watch over the rows of which versionsSQL returns id and version. $1 is their ids.
+// Watch returns a watch over the rows of which versionsSQL returns id and version. $1 is their ids. Versions of a
+// row must not go back.
 func (a *API) Watch(pool *pgxpool.Pool, versionsSQL string) *Watch {
-	return newWatch(a, func(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]int64, error) {
+	return newWatch(a, func(ctx context.Context, ids []string) (map[string]int64, error) {
 		rows, err := pool.Query(ctx, versionsSQL, ids)
 		if err != nil {
 			return nil, fmt.Errorf("asking for versions: %w", err)
 		}
-		found := map[uuid.UUID]int64{}
-		var id uuid.UUID
+		found := map[string]int64{}
+		var id string
 		var version int64
 		if _, err := pgx.ForEachRow(rows, []any{&id, &version}, func() error {
 			found[id] = version
@@ -68,7 +70,7 @@ func (a *API) Watch(pool *pgxpool.Pool, versionsSQL string) *Watch {
 	})
 }
 
-func newWatch(a *API, versions func(context.Context, []uuid.UUID) (map[uuid.UUID]int64, error)) *Watch {
+func newWatch(a *API, versions func(context.Context, []string) (map[string]int64, error)) *Watch {
 	return &Watch{api: a, versions: versions, lead: make(chan struct{}, 1), waiters: map[*waiter]struct{}{}}
 }
 
@@ -83,7 +85,7 @@ var errDraining = errors.New("the server is draining")
 // change, what is compared is the version that the caller saw with the one that is there when the database is
 // asked next. And an answer that was on its way when the caller came, and is older than what it saw, wakes
 // nobody: only a greater version does.
-func (w *Watch) changed(ctx context.Context, draining <-chan struct{}, id uuid.UUID, from int64) error {
+func (w *Watch) changed(ctx context.Context, draining <-chan struct{}, id string, from int64) error {
 	me := &waiter{id: id, from: from, woken: make(chan error, 1)}
 	w.mu.Lock()
 	w.waiters[me] = struct{}{}
@@ -98,6 +100,11 @@ func (w *Watch) changed(ctx context.Context, draining <-chan struct{}, id uuid.U
 	timer.Stop()
 	defer timer.Stop()
 	for {
+		select { // what is there wins over a time that is over
+		case err := <-me.woken:
+			return err
+		default:
+		}
 		select {
 		case err := <-me.woken:
 			return err
@@ -121,15 +128,12 @@ func (w *Watch) changed(ctx context.Context, draining <-chan struct{}, id uuid.U
 // meanwhile waits for the answer: cancelling a query costs its connection, which others want.
 func (w *Watch) ask(ctx context.Context) {
 	w.mu.Lock()
-	set := map[uuid.UUID]bool{}
+	set := map[string]bool{}
 	for one := range w.waiters {
 		set[one.id] = true
 	}
 	w.mu.Unlock()
-	ids := make([]uuid.UUID, 0, len(set))
-	for id := range set {
-		ids = append(ids, id)
-	}
+	ids := slices.Collect(maps.Keys(set))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), watchTime)
 	defer cancel()
 	found, err := w.versions(ctx, ids)
@@ -147,33 +151,48 @@ func (w *Watch) ask(ctx context.Context) {
 
 // Await waits, if the request says Prefer: wait=N, until the row has a version above the one that was read: for
 // N seconds at most, not when If-None-Match names another version, and not when the resource is at rest and will
-// never have one. It sets Preference-Applied. When it has waited, what was read is to be read again. A server
-// that drains ends the wait.
-//
-// A request that waits counts among [Config.MaxWaiting] and no longer among [Config.MaxInFlight]; one too many
-// is too-many-requests.
-func (w *Watch) Await(rw http.ResponseWriter, r *http.Request, id uuid.UUID, version int64, atRest bool) (waited bool, err error) {
+// never have one. It sets Preference-Applied. When it has waited, what was read is to be read again.
+func (w *Watch) Await(rw http.ResponseWriter, r *http.Request, id string, version int64, atRest bool) (waited bool, err error) {
 	p := ReadPreference(r)
 	p.Waited(rw)
 	if !p.Waits || p.Wait == 0 || atRest || r.Header.Get("If-None-Match") != "" && !noneMatches(r, version) {
 		return false, nil
 	}
+	_, err = w.above(r, id, version, p.Wait)
+	return err == nil, err
+}
+
+// Reach reports whether the row has the version or a newer one, and waits until it has, at most as long as
+// given. Who reads the row after true sees that version or a newer one.
+func (w *Watch) Reach(r *http.Request, id string, version int64, wait time.Duration) (reached bool, err error) {
+	found, err := w.versions(r.Context(), []string{id})
+	if err != nil || found[id] >= version || wait == 0 {
+		return err == nil && found[id] >= version, err
+	}
+	return w.above(r, id, version-1, wait)
+}
+
+// above reports whether the row has had a version above from before the time was over, the client left or the
+// server began to drain.
+//
+// A request that waits counts among [Config.MaxWaiting] and no longer among [Config.MaxInFlight]; one too many
+// is too-many-requests.
+func (w *Watch) above(r *http.Request, id string, from int64, wait time.Duration) (bool, error) {
 	leave, err := w.api.wait(r)
 	if err != nil {
 		return false, err
 	}
 	defer leave()
-	ctx, cancel := context.WithTimeout(r.Context(), p.Wait)
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
-	err = w.changed(ctx, opshttp.Draining(ctx), id, version)
+	err = w.changed(ctx, opshttp.Draining(ctx), id, from)
 	switch {
 	case r.Context().Err() != nil:
 		return false, r.Context().Err()
-	case err == nil, errors.Is(err, errDraining), ctx.Err() != nil:
-		return true, nil
-	default:
-		return false, err
+	case errors.Is(err, errDraining), ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return false, nil
 	}
+	return err == nil, err
 }
 
 // place is what a request takes of the API's bounds.

@@ -244,7 +244,7 @@ func (s *Service) change(ctx context.Context, tx pgx.Tx, method, userID string, 
 		return profile{}, err
 	}
 	if !condition.Holds(current.Version) {
-		if current.Version > 1 && condition.Names(current.Version-1) && current.content().done(wanted, current.LastChanged) {
+		if condition.HeldBefore(current.Version) && current.content().done(wanted, current.LastChanged) {
 			return current, nil
 		}
 		return profile{}, stale(current.Version)

@@ -244,6 +244,8 @@ func TestAProfileChangesOnlyFromTheVersionNamed(t *testing.T) {
 		{"/profiles/u-1", ada, []string{"If-Match", `2`}, 412, httpapi.PreconditionFailed, `"2"`},
 		{"/profiles/u-1", ada, []string{"If-Match", `"2"`, "If-None-Match", "*"}, 412, httpapi.PreconditionFailed, `"2"`},
 		{"/profiles/u-1", ada2, []string{"If-Match", `"1"`, "If-None-Match", "*"}, 412, httpapi.PreconditionFailed, `"2"`},
+		{"/profiles/u-1", ada, []string{"If-Match", `"2"`, "If-None-Match", `"1", W/"2"`}, 412, httpapi.PreconditionFailed, `"2"`},
+		{"/profiles/u-1", ada2, []string{"If-Match", `"1"`, "If-None-Match", `"2"`}, 412, httpapi.PreconditionFailed, `"2"`},
 		{"/profiles/u-2", ada, []string{"If-Match", `"1"`}, 412, httpapi.PreconditionFailed, ""},
 		{"/profiles/u-2", ada, []string{"If-Match", "*"}, 412, httpapi.PreconditionFailed, ""},
 	} {

@@ -87,7 +87,7 @@ func (s *Service) post(api *httpapi.API) httpapi.Effect {
 			Version:   v.version,
 			StatusURL: location + "/status",
 			CreatedAt: v.createdAt,
-		}, map[string]string{"Location": location, "Consistency-Token": token(api, v)})
+		}, map[string]string{"Location": location, "ETag": httpapi.ETag(v.version), "Consistency-Token": token(api, v)})
 	}
 }
 

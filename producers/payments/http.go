@@ -28,10 +28,11 @@ type body struct {
 	Currency  string    `json:"currency"`
 	State     State     `json:"state"`
 	CreatedAt time.Time `json:"created_at"`
+	History   []change  `json:"history"`
 }
 
 func bodyOf(p *payment) body {
-	return body{p.id, "R-" + p.id.String(), p.orderID, *p.terms.amount, p.terms.currency, p.state, p.createdAt.UTC()}
+	return body{p.id, "R-" + p.id.String(), p.orderID, *p.terms.amount, p.terms.currency, p.state, p.createdAt.UTC(), p.history}
 }
 
 var currency = httpapi.Matching(`^[A-Z]{3}$`, "must be an ISO 4217 code, as in USD")
@@ -72,7 +73,7 @@ func (s *Service) get(watch *httpapi.Watch) httpapi.Handler {
 		if err != nil {
 			return err
 		}
-		waited, err := watch.Await(w, r, p.id, p.version, p.final())
+		waited, err := watch.Await(w, r, p.id.String(), p.version, p.final())
 		if err == nil && waited {
 			p, err = s.lookup(r)
 		}

@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"converge/consumers/event"
 	"converge/producers/catalog"
 	"converge/producers/httpapi"
 	"converge/schemas"
@@ -153,6 +155,56 @@ func TestAPaymentOfASagaIsListedWithItsState(t *testing.T) {
 	}
 	if list := do("GET", "/payments?order_id=o-1", ""); !strings.Contains(list.Body.String(), `"state":"VOIDED"`) {
 		t.Errorf("%s", list.Body)
+	}
+}
+
+// Each version has its entry, with what brought it about.
+func TestAPaymentKeepsItsHistory(t *testing.T) {
+	s, pool := open(t, time.Nanosecond)
+	do := serve(t, s)
+	slow, declined := reserved(t, "slow", catalog.CardSlow), reserved(t, "declined", catalog.CardDeclined)
+	voided := cancelled(t, "slow")
+	step := func(events ...*event.Event) {
+		t.Helper()
+		if err := apply(t.Context(), s, pool, events...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	step(slow, declined)
+	if n, err := s.sweep(t.Context()); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	step(voided, slow, cancelled(t, "slow")) // what comes again changes nothing
+	if a := do("POST", "/payments", `{"order_id":"posted","amount":5}`, "Idempotency-Key", "k"); a.Code != 201 {
+		t.Fatalf("%d %s", a.Code, a.Body)
+	}
+	type entry struct {
+		State   State
+		EventID *uuid.UUID
+	}
+	for order, want := range map[string][]entry{
+		"slow":     {{Waiting, &slow.ID}, {Authorized, nil}, {Voided, &voided.ID}},
+		"declined": {{Declined, &declined.ID}},
+		"posted":   {{Authorized, nil}},
+	} {
+		var list struct{ Items []body }
+		if err := json.Unmarshal(do("GET", "/payments?order_id="+order, "").Body.Bytes(), &list); err != nil || len(list.Items) != 1 {
+			t.Fatalf("%s: %v %v", order, err, list)
+		}
+		p := list.Items[0]
+		var got []entry
+		for i, c := range p.History {
+			got = append(got, entry{c.State, c.EventID})
+			if i > 0 && c.At.Before(p.History[i-1].At) || c.At.IsZero() {
+				t.Errorf("%s: %v", order, p.History)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" || p.State != want[len(want)-1].State {
+			t.Errorf("%s is %s:\n%s", order, p.State, diff)
+		}
+		if one := do("GET", "/payments/"+p.ID.String(), ""); one.Header().Get("ETag") != httpapi.ETag(int64(len(want))) {
+			t.Errorf("%s: %v", order, one.Header())
+		}
 	}
 }
 

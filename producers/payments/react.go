@@ -61,8 +61,8 @@ func (s *Service) apply(ctx context.Context, tx pgx.Tx, events []*event.Event) e
 		if row.state == Untouched {
 			row.terms, row.tenant = r.terms, r.tenant
 		}
-		row.state, row.changed, changed = next, true, true
-		row.version++
+		row.enter(next, &r.event.ID)
+		changed = true
 		row.cause = cause{r.event.CorrelationID, r.event.ID.String()}
 		if say != "" {
 			said = append(said, tell(row, say, r.event.Traceparent))
@@ -159,8 +159,7 @@ func (s *Service) sweep(ctx context.Context) (answered int, err error) {
 			if say == "" {
 				continue
 			}
-			p.state, p.changed = next, true
-			p.version++
+			p.enter(next, nil)
 			rows[p.orderID] = p
 			e := tell(p, say, "")
 			e.ID = answerID(p.orderID)

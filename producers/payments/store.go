@@ -3,6 +3,7 @@ package payments
 import (
 	"context"
 	"embed"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -30,11 +31,30 @@ type payment struct {
 	state   State
 	terms   terms
 	version int64
+	history []change // of the states that it entered; an entry for each version
 	cause   cause
 
 	createdAt, updatedAt time.Time
 
 	changed bool
+}
+
+// change is an entry of a payment's history.
+type change struct {
+	State   State      `json:"state"`
+	At      time.Time  `json:"at"`
+	EventID *uuid.UUID `json:"event_id,omitempty"` // what brought it about; nil when a request or the clock did
+}
+
+// enter takes the payment to its next version. Clocks of two machines may disagree: a history never goes back.
+func (p *payment) enter(s State, eventID *uuid.UUID) {
+	at := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
+	if n := len(p.history); n > 0 && p.history[n-1].At.After(at) {
+		at = p.history[n-1].At
+	}
+	p.state, p.changed = s, true
+	p.version++
+	p.history = append(p.history, change{s, at, eventID})
 }
 
 // final reports whether the payment will never change. One that was posted is done.
@@ -52,12 +72,12 @@ type terms struct {
 type cause struct{ correlationID, causationID string }
 
 const columns = `id, order_id, tenant, saga, state, amount, currency, payment_method, ship_country, version,
-       correlation_id, causation_id, created_at, updated_at`
+       history, correlation_id, causation_id, created_at, updated_at`
 
 func scan(rows pgx.CollectableRow) (*payment, error) {
 	var p payment
 	err := rows.Scan(&p.id, &p.orderID, &p.tenant, &p.saga, &p.state, &p.terms.amount, &p.terms.currency, &p.terms.method, &p.terms.country,
-		&p.version, &p.cause.correlationID, &p.cause.causationID, &p.createdAt, &p.updatedAt)
+		&p.version, &p.history, &p.cause.correlationID, &p.cause.causationID, &p.createdAt, &p.updatedAt)
 	return &p, err
 }
 
@@ -121,17 +141,18 @@ SET state = u.state,
     correlation_id = u.correlation_id,
     causation_id = u.causation_id,
     tenant = u.tenant,
+    history = u.history::jsonb,
     updated_at = now(),
     due_at = CASE WHEN u.state = 'PENDING' THEN now() + $10::interval END
 FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[],
-            $11::text[])
-     AS u (id, state, amount, currency, method, country, version, correlation_id, causation_id, tenant)
+            $11::text[], $12::text[])
+     AS u (id, state, amount, currency, method, country, version, correlation_id, causation_id, tenant, history)
 WHERE p.id = u.id`
 
 // save writes the payments that changed. One that waits for a slow card is due after the delay.
 func save(ctx context.Context, tx pgx.Tx, rows map[string]*payment, delay time.Duration) error {
 	var ids []uuid.UUID
-	var states, currencies, methods, countries, correlations, causations, tenants []string
+	var states, currencies, methods, countries, correlations, causations, tenants, histories []string
 	var amounts []*int64
 	var versions []int64
 	for _, key := range slices.Sorted(maps.Keys(rows)) {
@@ -139,12 +160,17 @@ func save(ctx context.Context, tx pgx.Tx, rows map[string]*payment, delay time.D
 		if !p.changed {
 			continue
 		}
+		history, err := json.Marshal(p.history)
+		if err != nil {
+			return fmt.Errorf("writing a payment's history: %w", err)
+		}
+		histories = append(histories, string(history))
 		ids, states, amounts = append(ids, p.id), append(states, string(p.state)), append(amounts, p.terms.amount)
 		currencies, methods, countries = append(currencies, p.terms.currency), append(methods, p.terms.method), append(countries, p.terms.country)
 		versions, tenants = append(versions, p.version), append(tenants, p.tenant)
 		correlations, causations = append(correlations, p.cause.correlationID), append(causations, p.cause.causationID)
 	}
-	if err := pipeline.Exec(ctx, tx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay, tenants); err != nil {
+	if err := pipeline.Exec(ctx, tx, saveSQL, ids, states, amounts, currencies, methods, countries, versions, correlations, causations, delay, tenants, histories); err != nil {
 		return fmt.Errorf("saving payments: %w", err)
 	}
 	return nil
@@ -173,8 +199,8 @@ func due(ctx context.Context, tx pgx.Tx, limit int) ([]*payment, error) {
 }
 
 const insertSQL = `
-INSERT INTO payments (id, order_id, tenant, saga, state, amount, currency, payment_method, version, created_at, updated_at)
-VALUES ($1, $2, $3, false, 'AUTHORIZED', $4, $5, $6, 1, $7, $7)`
+INSERT INTO payments (id, order_id, tenant, saga, state, amount, currency, payment_method, version, history, created_at, updated_at)
+VALUES ($1, $2, $3, false, 'AUTHORIZED', $4, $5, $6, 1, $8, $7, $7)`
 
 // insert writes a payment that was posted.
 func insert(ctx context.Context, tx pgx.Tx, tenant, orderID string, terms terms) (*payment, error) {
@@ -182,11 +208,18 @@ func insert(ctx context.Context, tx pgx.Tx, tenant, orderID string, terms terms)
 	if err != nil {
 		return nil, fmt.Errorf("making a payment id: %w", err)
 	}
-	now := time.Now().UTC().Truncate(time.Microsecond) // what the database keeps
-	if err := pipeline.Exec(ctx, tx, insertSQL, id, orderID, tenant, terms.amount, terms.currency, terms.method, now); err != nil {
+	p := &payment{id: id, orderID: orderID, tenant: tenant, terms: terms}
+	p.enter(Authorized, nil)
+	p.createdAt = p.history[0].At
+	p.updatedAt = p.createdAt
+	history, err := json.Marshal(p.history)
+	if err != nil {
+		return nil, fmt.Errorf("writing a payment's history: %w", err)
+	}
+	if err := pipeline.Exec(ctx, tx, insertSQL, id, orderID, tenant, terms.amount, terms.currency, terms.method, p.createdAt, string(history)); err != nil {
 		return nil, fmt.Errorf("writing a payment: %w", err)
 	}
-	return &payment{id: id, orderID: orderID, tenant: tenant, state: Authorized, terms: terms, version: 1, createdAt: now, updatedAt: now}, nil
+	return p, nil
 }
 
 // A tombstone is no payment: nothing was ever asked for.

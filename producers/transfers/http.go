@@ -90,7 +90,7 @@ func (s *Service) postTransfer(api *httpapi.API) httpapi.Effect {
 			Version:   v.version,
 			StatusURL: location + "/status",
 			CreatedAt: v.createdAt,
-		}, map[string]string{"Location": location, "Consistency-Token": api.Token("transfers/"+v.id.String(), v.version)})
+		}, map[string]string{"Location": location, "ETag": httpapi.ETag(v.version), "Consistency-Token": api.Token("transfers/"+v.id.String(), v.version)})
 	}
 }
 
