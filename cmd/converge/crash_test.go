@@ -73,6 +73,7 @@ func startCrashes(t *testing.T, binary string, environment ...string) *crashes {
 	}
 	var through string
 	c.database, through = nettest.ToDatabase(t, c.url)
+	c.database.ImplicitCommit("INTO idempotency_keys (tenant, operation, key, fingerprint, status") // with the answer: it is all of the effect
 	c.network = nettest.To(t, c.addr)
 	c.args = []string{"serve", "orders", "--format", "json", "--order-deadline", "10m", "--http", c.addr,
 		"--database", through, "--brokers", c.brokers}
@@ -479,7 +480,7 @@ func TestCrashesFindPlantedFaults(t *testing.T) {
 		if err := tx.Commit(ctx); err != nil {
 			return Response{}, err
 		}
-		if tx, err = pipeline.Lazy(ctx, pool, pgx.TxOptions{}, func(*pgx.Batch) {}); err != nil {
+		if tx, err = pipeline.Lazy(ctx, pool, func(*pgx.Batch) {}); err != nil {
 			return Response{}, err
 		}
 	}
@@ -487,7 +488,7 @@ func TestCrashesFindPlantedFaults(t *testing.T) {
 		{"producers/httpapi/idempotency.go", "	if err := tx.Commit(ctx); err != nil {\n		return Response{}, fmt.Errorf(\"committing an effect",
 			`if planted("the reply comes before the COMMIT") {
 		late := tx
-		if tx, err = pipeline.Lazy(ctx, pool, pgx.TxOptions{}, func(*pgx.Batch) {}); err != nil {
+		if tx, err = pipeline.Lazy(ctx, pool, func(*pgx.Batch) {}); err != nil {
 			return Response{}, err
 		}
 		go late.Commit(context.WithoutCancel(ctx))

@@ -123,9 +123,10 @@ func applySet(ctx context.Context, db *sql.DB, set Set) error {
 	return err
 }
 
-// confine makes every connection start as the service's role in the service's schema.
+// confine makes every connection start as the service's role in the service's schema, at READ COMMITTED.
 func confine(cfg *pgx.ConnConfig, service string) {
 	cfg.RuntimeParams["role"] = Role(service)
+	cfg.RuntimeParams["default_transaction_isolation"] = "read committed" // what the statements are written for
 	cfg.RuntimeParams["search_path"] = pgx.Identifier{service}.Sanitize()
 	if cfg.RuntimeParams["application_name"] == "" {
 		cfg.RuntimeParams["application_name"] = "converge " + service

@@ -7,10 +7,10 @@ package nettest
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"net"
 	"net/url"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -44,15 +44,36 @@ const (
 )
 
 // isCommit reports whether a message of pgx's is or ends in a COMMIT: a simple Query of the PostgreSQL protocol, or
-// the Bind of a statement that the client has prepared, which it names by a hash of the text.
-func isCommit(message []byte) bool {
-	return bytes.HasSuffix(message, []byte("Q\x00\x00\x00\x0bcommit\x00")) || bytes.Contains(message, boundCommit)
+// the Bind of a statement that the client has prepared, which follows an empty name, of its portal.
+func (p *Proxy) isCommit(message []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range prepared.FindAllSubmatch(message, -1) {
+		if sql := string(m[2]); sql == "commit" || p.implicit != "" && strings.Contains(sql, p.implicit) {
+			p.commits[string(m[1])] = true
+		}
+	}
+	if bytes.HasSuffix(message, []byte("Q\x00\x00\x00\x0bcommit\x00")) {
+		return true
+	}
+	for name := range p.commits {
+		if bytes.Contains(message, []byte("\x00"+name+"\x00")) {
+			return true
+		}
+	}
+	return false
 }
 
-var boundCommit = func() []byte {
-	digest := sha256.Sum256([]byte("commit"))
-	return []byte("\x00stmtcache_" + hex.EncodeToString(digest[:24]) + "\x00")
-}()
+// prepared is what a Parse of pgx's holds: the statement's name and its text.
+var prepared = regexp.MustCompile(`(stmtcache_[0-9a-f]{48})\x00([^\x00]+)\x00`)
+
+// ImplicitCommit has the proxy take the statements that have the text in them for COMMITs: pipelines that they are in
+// are transactions by themselves. It is called before the first connection.
+func (p *Proxy) ImplicitCommit(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.implicit = text
+}
 
 // Proxy leads to a server. Its methods are safe for concurrent use.
 type Proxy struct {
@@ -68,13 +89,15 @@ type Proxy struct {
 	reset    time.Duration
 	cut      Cut
 	cuts     int
+	implicit string
+	commits  map[string]bool // the names of statements that commit
 	wait     sync.WaitGroup
 }
 
 // To returns an open proxy to an address. It is closed when the test ends.
 func To(t testing.TB, target string) *Proxy {
 	t.Helper()
-	p := &Proxy{t: t, target: target, addr: "127.0.0.1:0", pairs: map[*pair]bool{}}
+	p := &Proxy{t: t, target: target, addr: "127.0.0.1:0", pairs: map[*pair]bool{}, commits: map[string]bool{}}
 	p.Open()
 	t.Cleanup(func() { p.Close(); p.wait.Wait() })
 	return p
@@ -232,7 +255,7 @@ func (p *Proxy) carry(c *pair, d Direction) {
 				return // the answer to COMMIT is here: it happened
 			default:
 			}
-		} else if isCommit(buf[:n]) {
+		} else if p.isCommit(buf[:n]) {
 			switch p.takeCut() {
 			case CutBefore:
 				return

@@ -1,5 +1,7 @@
 // Package pipeline is a PostgreSQL transaction in few round trips, one at best: BEGIN travels with the first
-// statements, and statements whose outcome nobody waits for travel with the next one, or with COMMIT.
+// statements, and statements whose outcome nobody waits for travel with the next one, or with COMMIT. A transaction
+// that is one round trip needs neither BEGIN nor COMMIT: the statements of a pipeline up to its Sync are one
+// transaction (PostgreSQL's documentation, 55.2.4, Pipelining).
 //
 // The guarantee: the server sees the statements in the order in which they were given, so that a
 // transaction means what it would mean one by one; an error of a statement that was put off is the error of
@@ -26,7 +28,7 @@ type Tx struct {
 	after  []func()
 	closed bool
 
-	// Of a transaction that has not begun: how it will. Invariant: Tx is nil then.
+	// Of a transaction that has not begun: its first statements. Invariant: Tx is nil then.
 	begin func(*pgx.Batch)
 	// failed is why it could not begin. Whatever is asked of it from then on fails for that.
 	failed error
@@ -35,38 +37,41 @@ type Tx struct {
 // Begin begins a transaction and runs the statements that queue adds, in one round trip. On an error there
 // is no transaction. Otherwise the caller ends it by Commit or Rollback.
 func Begin(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue func(*pgx.Batch)) (*Tx, error) {
-	t, err := Lazy(ctx, pool, options, queue)
+	t, err := Lazy(ctx, pool, queue)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.Start(ctx); err != nil {
+	if err := t.start(ctx, options); err != nil {
 		return nil, err
 	}
 	return t, nil
 }
 
 // Lazy returns a transaction that is yet to begin, with the statements that queue will add: when somebody waits
-// for the outcome of a statement, or at Commit, and then all of it is one round trip. When a statement of queue's
-// fails, so does whatever made the transaction begin, with the statement's error, and all that is asked of the
-// transaction later; what was put off has not happened. The caller ends it by Commit or Rollback.
-func Lazy(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue func(*pgx.Batch)) (*Tx, error) {
+// for the outcome of a statement, or at Commit, and then all of it is one round trip. Its isolation is the
+// session's. When a statement of queue's fails, so does whatever made the transaction begin, with the statement's
+// error, and all that is asked of the transaction later; what was put off has not happened. The caller ends it by
+// Commit or Rollback.
+func Lazy(ctx context.Context, pool *pgxpool.Pool, queue func(*pgx.Batch)) (*Tx, error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &Tx{conn: conn, begin: func(batch *pgx.Batch) {
-		batch.BeginTx(options)
-		queue(batch)
-	}}, nil
+	return &Tx{conn: conn, begin: queue}, nil
 }
 
 // Start has a transaction begin that has not, and runs what was put off. It returns why the transaction could not
 // begin, now or earlier.
-func (t *Tx) Start(ctx context.Context) error {
+func (t *Tx) Start(ctx context.Context) error { return t.start(ctx, pgx.TxOptions{}) }
+
+func (t *Tx) start(ctx context.Context, options pgx.TxOptions) error {
 	if t.begin == nil {
 		return t.failed
 	}
-	results := t.conn.SendBatch(ctx, t.take())
+	var batch pgx.Batch
+	batch.BeginTx(options)
+	t.take(&batch)
+	results := t.conn.SendBatch(ctx, &batch)
 	t.Tx = results.Tx()
 	if err := results.Close(); err != nil {
 		t.failed = err
@@ -134,12 +139,11 @@ func Flush(ctx context.Context, tx pgx.Tx) error {
 	if t.later.Len() == 0 {
 		return nil
 	}
-	return t.Tx.SendBatch(ctx, t.take()).Close()
+	return t.Tx.SendBatch(ctx, t.take(&pgx.Batch{})).Close()
 }
 
-// take returns what there is to send, in order.
-func (t *Tx) take() *pgx.Batch {
-	batch := &pgx.Batch{}
+// take adds to the batch what there is to send, in order.
+func (t *Tx) take(batch *pgx.Batch) *pgx.Batch {
 	if t.begin != nil {
 		t.begin(batch)
 		t.begin = nil
@@ -175,7 +179,10 @@ func (t *Tx) Commit(ctx context.Context) error {
 
 func (t *Tx) commit(ctx context.Context) error {
 	defer t.abandon()
-	if t.begin == nil && t.later.Len() == 0 {
+	if t.begin != nil { // the Sync behind the batch commits it, or says why not
+		return t.conn.SendBatch(ctx, t.take(&pgx.Batch{})).Close()
+	}
+	if t.later.Len() == 0 {
 		return t.Tx.Commit(ctx)
 	}
 	t.later.Queue("commit").Exec(func(tag pgconn.CommandTag) error {
@@ -184,7 +191,7 @@ func (t *Tx) commit(ctx context.Context) error {
 		}
 		return nil
 	})
-	return t.conn.SendBatch(ctx, t.take()).Close()
+	return t.conn.SendBatch(ctx, t.take(&pgx.Batch{})).Close()
 }
 
 // Rollback forgets what was put off and rolls back.
@@ -256,7 +263,7 @@ func (t *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if n == 0 {
 		return t.Tx.SendBatch(ctx, b)
 	}
-	joined := t.take()
+	joined := t.take(&pgx.Batch{})
 	joined.QueuedQueries = append(joined.QueuedQueries, b.QueuedQueries...)
 	results := t.Tx.SendBatch(ctx, joined)
 	for range n {

@@ -250,7 +250,7 @@ func TestABeginningThatFailsLeavesNoTransaction(t *testing.T) {
 func TestATransactionThatIsPutOffWholeTakesOneRoundTrip(t *testing.T) {
 	t.Parallel()
 	pool, count := open(t)
-	tx, err := Lazy(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
 	must(t, err)
 	must(t, Exec(t.Context(), tx, noteSQL, 2))
 	told := 0
@@ -263,6 +263,31 @@ func TestATransactionThatIsPutOffWholeTakesOneRoundTrip(t *testing.T) {
 		t.Errorf("%d round trips, told %d times, want 1 and 1", n, told)
 	}
 	notes(t, pool, 1, 2)
+}
+
+// A pipeline is a transaction: whichever statement refuses, and be it only when all are done, nothing has happened.
+func TestATransactionThatIsPutOffWholeHappensOrDoesNot(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	_, err := pool.Exec(t.Context(), "CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+	must(t, err)
+	for name, statements := range map[string][]string{
+		"the last one":         {"INSERT INTO notes VALUES (2)", "INSERT INTO notes VALUES (1), (1)"},
+		"one in the middle":    {"INSERT INTO notes VALUES (3), (3)", "INSERT INTO notes VALUES (4)"},
+		"what is put off":      {"INSERT INTO late VALUES (7), (7)", "INSERT INTO notes VALUES (5)"},
+		"what is put off last": {"INSERT INTO notes VALUES (6)", "INSERT INTO late VALUES (8), (8)"},
+	} {
+		tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue("INSERT INTO notes VALUES (0)") })
+		must(t, err)
+		After(tx, func() { t.Errorf("%s: told", name) })
+		for _, sql := range statements {
+			must(t, Exec(t.Context(), tx, sql))
+		}
+		if err := tx.Commit(t.Context()); !duplicate(err) {
+			t.Errorf("%s: %v, want the duplicate's error", name, err)
+		}
+		notes(t, pool)
+	}
 }
 
 // The first statement refuses: nothing behind it happens, however the transaction is used.
@@ -281,7 +306,7 @@ func TestATransactionThatCannotBeginDoesNothing(t *testing.T) {
 		"Begin":   func(tx *Tx) error { _, err := tx.Begin(t.Context()); return err },
 	}
 	for name, way := range ways {
-		tx, err := Lazy(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+		tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
 		must(t, err)
 		After(tx, func() { t.Errorf("%s: told", name) })
 		must(t, Exec(t.Context(), tx, noteSQL, 2))
@@ -302,7 +327,7 @@ func TestATransactionThatCannotBeginDoesNothing(t *testing.T) {
 func TestATransactionThatNeverBeganIsRolledBackWithoutAWord(t *testing.T) {
 	t.Parallel()
 	pool, count := open(t)
-	tx, err := Lazy(t.Context(), pool, pgx.TxOptions{}, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
 	must(t, err)
 	must(t, Exec(t.Context(), tx, noteSQL, 2))
 	must(t, tx.Rollback(t.Context()))

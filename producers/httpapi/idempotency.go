@@ -67,15 +67,17 @@ func (r Response) Write(w http.ResponseWriter) error {
 type Effect func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error)
 
 // A key that is taken is an error of the claim's, 23505, after the wait for whoever has taken it: the statements
-// behind it in the batch are passed over then, COMMIT included.
+// behind it in the batch are passed over then, COMMIT included. The wait is bounded by the statement itself: its
+// WHERE is looked at before a row is written, and is one statement less.
 const (
-	lockTimeSQL = `SELECT set_config('lock_timeout', $1, true)`
 	claimKeySQL = `
 INSERT INTO idempotency_keys (tenant, operation, key, fingerprint)
-VALUES ($1, $2, $3, $4)`
+SELECT $1, $2, $3, $4
+WHERE set_config('lock_timeout', $5, true) <> ''`
 	claimAnsweredSQL = `
 INSERT INTO idempotency_keys (tenant, operation, key, fingerprint, status, headers, body)
-VALUES ($1, $2, $3, $4, $5, $6, $7)`
+SELECT $1, $2, $3, $4, $6, $7, $8
+WHERE set_config('lock_timeout', $5, true) <> ''`
 	answerKeySQL = `
 UPDATE idempotency_keys
 SET status = $4, headers = $5, body = $6
@@ -195,10 +197,9 @@ func digest(key string) string {
 func (a *API) claim(ctx context.Context, pool *pgxpool.Pool, c *claim, r *http.Request, body *Body, effect Effect) (response Response, err error) {
 	var headers []byte
 	rendered, begun := false, false
-	tx, err := pipeline.Lazy(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(batch *pgx.Batch) {
+	tx, err := pipeline.Lazy(ctx, pool, func(batch *pgx.Batch) {
 		begun = true
-		batch.Queue(lockTimeSQL, fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds()))
-		sql, arguments := claimKeySQL, []any{c.tenant, c.operation, c.key, c.fingerprint}
+		sql, arguments := claimKeySQL, []any{c.tenant, c.operation, c.key, c.fingerprint, fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds())}
 		if rendered {
 			sql, arguments = claimAnsweredSQL, append(arguments, response.Status, string(headers), response.Body)
 		}

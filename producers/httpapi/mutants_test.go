@@ -13,7 +13,7 @@ var faults = []mutants.Fault{
 		if err := tx.Commit(ctx); err != nil {
 			return Response{}, err
 		}
-		if tx, err = pipeline.Lazy(ctx, pool, pgx.TxOptions{}, func(*pgx.Batch) {}); err != nil {
+		if tx, err = pipeline.Lazy(ctx, pool, func(*pgx.Batch) {}); err != nil {
 			return Response{}, err
 		}
 	}
