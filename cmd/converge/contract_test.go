@@ -105,7 +105,7 @@ func TestContractFaultsThatArePlantedAreFound(t *testing.T) {
 			r.Header.Del("Location")
 			return nil
 		}},
-		"no ETag": {"getPayment", "ST107", "GET", 200, func(r *http.Response) error {
+		"no ETag": {"getStock", "ST107", "GET", 200, func(r *http.Response) error {
 			r.Header.Del("ETag")
 			return nil
 		}},
