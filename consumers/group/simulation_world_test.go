@@ -305,22 +305,3 @@ func (s *simulation) grow(ctx context.Context) {
 		sleep(ctx, time.Second)
 	}
 }
-
-// discard is what Ladder.Discard does.
-func (m *memory) discard(ctx context.Context, id uuid.UUID) error {
-	return m.statement(ctx, "discard", func(t *memTx) error {
-		if err := t.lock(ctx, letterRow(id), noKeyUpdate); err != nil {
-			return err
-		}
-		l, ok := m.letters[id]
-		if !ok || l.state != "dead" {
-			return retry.ErrNoLetter
-		}
-		t.write(func(db *memoryDB) {
-			l := db.letters[id]
-			l.state = "discarded"
-			db.letters[id] = l
-		})
-		return nil
-	})
-}
