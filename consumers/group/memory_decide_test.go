@@ -83,6 +83,9 @@ func (t *memTx) redriveHead(ctx context.Context, k holdKey) (head uuid.UUID, ok 
 	if ok, err = t.lockBlocked(ctx, k); err != nil || !ok {
 		return head, false, err
 	}
+	if len(m.waiting[k]) == 0 {
+		return head, false, fmt.Errorf("nothing waits behind the blocked key %s", k.key)
+	}
 	head = m.waiting[k][0].event.ID
 	if err := t.lock(ctx, letterRow(head), noKeyUpdate); err != nil {
 		return head, false, err

@@ -17,6 +17,7 @@ import (
 	"converge/consumers/event"
 	"converge/consumers/prove"
 	"converge/consumers/retry"
+	"converge/producers/outbox"
 )
 
 // simMember is a process with a group in it.
@@ -30,6 +31,7 @@ type simMember struct {
 
 	mu     sync.Mutex // guards the rest
 	frozen chan struct{}
+	dozes  time.Duration // how long it is to freeze ahead of its next batch; 0 is not at all
 	dead   bool
 	conns  map[net.Conn]bool
 }
@@ -37,7 +39,7 @@ type simMember struct {
 func (s *simulation) newMember() *simMember {
 	s.born++
 	m := &simMember{s: s, name: fmt.Sprintf("member-%d", s.born), done: make(chan struct{}), conns: map[net.Conn]bool{}}
-	cfg := Config{Name: prove.Service, Brokers: s.kafka.ListenAddrs(), Topics: []string{prove.Topic}, Retry: s.policy, Logger: s.logger.With("member", m.name),
+	cfg := Config{Name: prove.Service, Brokers: s.kafka.ListenAddrs(), Topics: []string{prove.Topic}, Retry: s.plan.policy, Logger: s.logger.With("member", m.name),
 		Handler: event.Handler{Each: map[string]event.Each{prove.EachType: m.apply}},
 		// A fetch waits for as long as nothing comes: idle hours cost little.
 		Client: []kgo.Opt{kgo.Dialer(m.dial), kgo.FetchMaxWait(5 * time.Second)}}
@@ -73,9 +75,13 @@ func (m *simMember) stays() bool {
 
 // statement is the way to the database: it takes a while, now and then a long one.
 func (m *simMember) statement(ctx context.Context, name string) error {
+	m.s.meet(ctx, name)
 	took, lost := m.s.latency(name)
 	if took > 0 {
 		sleep(ctx, took)
+	}
+	if name == "take on" {
+		m.doze()
 	}
 	switch {
 	case !m.stays():
@@ -170,6 +176,19 @@ func (m *simMember) stop() {
 	})
 }
 
+// doze freezes the member if a strike has said so. It wakes up when others have its partitions, and with time left
+// for its batch: the fence alone is in its way.
+func (m *simMember) doze() {
+	m.mu.Lock()
+	dozes := m.dozes
+	m.dozes = 0
+	m.mu.Unlock()
+	if dozes > 0 {
+		m.stop()
+		time.AfterFunc(dozes, m.thaw)
+	}
+}
+
 func (m *simMember) thaw() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -179,7 +198,17 @@ func (m *simMember) thaw() {
 	}
 }
 
-// apply is the handler. The effect comes first, so that a refusal has one to undo.
+// echoes is the outbox of the handlers.
+var echoes = outbox.New(echo{})
+
+type echo struct{}
+
+// Encode implements outbox.Encoder.
+func (echo) Encode(string, any) (topic, contentType string, value []byte, err error) {
+	return prove.EchoTopic, "text/plain", []byte("done"), nil
+}
+
+// apply is the handler. What it writes comes first, so that a refusal has something to undo.
 func (m *simMember) apply(ctx context.Context, tx pgx.Tx, e *event.Event) error {
 	var task prove.Task
 	if err := json.Unmarshal(e.Value, &task); err != nil {
@@ -187,6 +216,9 @@ func (m *simMember) apply(ctx context.Context, tx pgx.Tx, e *event.Event) error 
 	}
 	m.s.tried(e)
 	if _, err := tx.Exec(ctx, addEffectSQL, e.ID, string(e.Key), task.Seq, m.name, e.Attempt); err != nil {
+		return err
+	}
+	if err := echoes.Append(ctx, tx, outbox.Event{Type: "Echoed", AggregateID: string(e.Key)}); err != nil {
 		return err
 	}
 	calls, mended := m.s.called(e.ID)
