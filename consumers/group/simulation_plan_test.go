@@ -74,7 +74,7 @@ const simTraffic = 5 * time.Minute
 
 func drawPlan(seed uint64) *simPlan {
 	r := rand.New(rand.NewPCG(seed, 0))
-	p := &simPlan{seed: seed, partitions: 1 + r.Int32N(3), members: 1 + r.IntN(3)}
+	p := &simPlan{seed: seed, partitions: 1 + r.Int32N(3), members: 1 + r.IntN(4)}
 	switch r.IntN(8) {
 	case 0:
 		p.policy.Unordered = true

@@ -69,8 +69,12 @@ func firstSeed() uint64 {
 }
 
 // simPatience is how long a group may take to catch up: an event climbs the ladder for an hour and a half, and
-// another one of its key behind it.
-const simPatience = 24 * time.Hour
+// another one of its key behind it. simStill is how long nothing may happen meanwhile: the longest rung is 10 minutes,
+// and the rarest repeat of a wake-up.
+const (
+	simPatience = 24 * time.Hour
+	simStill    = time.Hour
+)
 
 func simulate(t *testing.T, plan *simPlan, sum map[string]int) (found []string, took time.Duration, hash uint64) {
 	out := io.Discard
@@ -95,8 +99,11 @@ func simulate(t *testing.T, plan *simPlan, sum map[string]int) (found []string, 
 		s.strike(ctx, strike)
 	}
 	quiet := false
-	for time.Since(s.began) < simPatience && !quiet {
+	for moved, last := time.Now(), int64(0); time.Since(s.began) < simPatience && time.Since(moved) < simStill && !quiet; {
 		sleep(ctx, 10*time.Second)
+		if step := s.step(); step > last {
+			moved, last = time.Now(), step
+		}
 		if plan.policy.HoldDead && time.Since(s.began) > simTraffic { // somebody decides in the end
 			s.decide(ctx, s.drawDecision())
 		}
@@ -187,6 +194,13 @@ func (s *simulation) setDown(down bool) {
 			t.end(false)
 		}
 	}
+}
+
+// step rises with whatever the tables are told of held events and dead letters.
+func (s *simulation) step() int64 {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	return s.db.sequence
 }
 
 func (s *simulation) drawDecision() strike {
