@@ -41,8 +41,10 @@ func (s *simulation) newMember() *simMember {
 	m := &simMember{s: s, name: fmt.Sprintf("member-%d", s.born), done: make(chan struct{}), conns: map[net.Conn]bool{}}
 	cfg := Config{Name: prove.Service, Brokers: s.kafka.ListenAddrs(), Topics: []string{prove.Topic}, Retry: s.plan.policy, Logger: s.logger.With("member", m.name),
 		Handler: event.Handler{Each: map[string]event.Each{prove.EachType: m.apply}},
-		// A fetch waits for as long as nothing comes: idle hours cost little.
-		Client: []kgo.Opt{kgo.Dialer(m.dial), kgo.FetchMaxWait(5 * time.Second)}}
+		// A fetch waits for as long as nothing comes: idle hours cost little. A join waits for as long as it takes: one
+		// that is sent again has kfake wait for its rebalance timeout from the start, and members that gave up in turn
+		// would never be let in. Apache Kafka counts from when the rebalance began.
+		Client: []kgo.Opt{kgo.Dialer(m.dial), kgo.FetchMaxWait(5 * time.Second), kgo.RequestTimeoutOverhead(10 * time.Minute)}}
 	g, err := newGroup(cfg, func(_ Config, ladder retry.Ladder) store {
 		m.store = s.db.member(ladder)
 		m.store.before = m.statement
