@@ -45,11 +45,12 @@ func TestSimulatedGroupsKeepTheirPromises(t *testing.T) {
 		var found []string
 		var took time.Duration
 		var hash uint64
+		start := time.Now()
 		synctest.Test(t, func(t *testing.T) {
 			found, took, hash = simulate(t, drawPlan(seed), sum)
 		})
-		if virtual += took; *simTrace || *simRuns <= 5 {
-			t.Logf("seed %d: %v, history %016x", seed, took, hash)
+		if virtual += took; *simTrace || *simRuns <= 5 || time.Since(start) > simSlow {
+			t.Logf("seed %d: %v in %v, history %016x", seed, took, time.Since(start).Round(time.Millisecond), hash)
 		}
 		if len(found) > 0 {
 			t.Errorf("seed %d: %d violations; again: go test -tags synctests ./consumers/group -run '^TestSimulatedGroupsKeepTheirPromises$' -sim.runs 1 -sim.seed %d\n%s",
@@ -59,6 +60,9 @@ func TestSimulatedGroupsKeepTheirPromises(t *testing.T) {
 	}
 	t.Logf("%v were simulated in %v: %v", virtual.Round(time.Second), time.Since(began).Round(time.Millisecond), sum)
 }
+
+// simSlow is how long a seed takes that is worth a look.
+const simSlow = 10 * time.Second
 
 // firstSeed returns the seed that was asked for, else a new one: short enough to be typed.
 func firstSeed() uint64 {
