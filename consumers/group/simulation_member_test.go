@@ -23,6 +23,7 @@ import (
 // simMember is a process with a group in it.
 type simMember struct {
 	s      *simulation
+	group  *Group
 	name   string
 	store  *memory
 	cancel context.CancelFunc
@@ -54,7 +55,7 @@ func (s *simulation) newMember() *simMember {
 		panic(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	m.cancel = cancel
+	m.group, m.cancel = g, cancel
 	go func() {
 		defer close(m.done)
 		m.err = g.Run(ctx)

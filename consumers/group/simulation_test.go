@@ -111,6 +111,9 @@ func simulate(t *testing.T, plan *simPlan, sum map[string]int) (found []string, 
 		if plan.policy.HoldDead && time.Since(s.began) > simTraffic { // somebody decides in the end
 			s.decide(ctx, s.drawDecision())
 		}
+		if time.Since(moved) > simStill/2 {
+			s.evictGhosts(ctx)
+		}
 		quiet = time.Since(s.began) > 2*simTraffic && s.behind() == ""
 	}
 	took = time.Since(s.began)

@@ -412,3 +412,30 @@ func (s *simulation) published(h *prove.History) error {
 	}
 	return nil
 }
+
+// evictGhosts does what Apache Kafka does by itself: kfake counts a member's session from the answer to its join, and
+// one that died before the answer keeps its partitions for ever.
+func (s *simulation) evictGhosts(ctx context.Context) {
+	alive := map[string]bool{}
+	for _, m := range s.members {
+		id, _ := m.group.client.GroupMetadata()
+		alive[id] = true
+	}
+	groups, err := kadm.NewClient(s.relay).DescribeGroups(ctx, prove.Service)
+	if err != nil {
+		return
+	}
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group = prove.Service
+	for _, member := range groups[prove.Service].Members {
+		if !alive[member.MemberID] {
+			ghost := kmsg.NewLeaveGroupRequestMember()
+			ghost.MemberID = member.MemberID
+			leave.Members = append(leave.Members, ghost)
+		}
+	}
+	if len(leave.Members) > 0 {
+		s.logger.Info("ghosts are evicted", "members", len(leave.Members))
+		_, _ = leave.RequestWith(ctx, s.relay) // it is looked at again
+	}
+}
