@@ -25,10 +25,12 @@ build: ## the binary, bin/converge
 test: ## every test of the product: real PostgreSQL, embedded Kafka, race detector
 	$(GO) test $(RACE) -short -p 4 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /lab/challenge) # they wait more than they work
 	$(GO) test $(RACE) -short -timeout 15m ./lab/challenge # alone: it judges who was slow because of whom
+	$(GO) test -short -tags synctests -timeout 15m -run '^TestSimulated' ./consumers/group -sim.runs=20 -sim.seed=1 # the race detector would make it ten times as long
 
 test-mutants: ## every test of the tests: code with faults planted in it, each of which must be found
 	$(GO) test -p 2 -timeout 20m -run 'Planted|Mutant' $$($(GO) list ./... | grep -v /lab/challenge)
 	$(GO) test -timeout 15m -run 'Planted|Mutant' ./lab/challenge
+	$(GO) test -timeout 15m -tags synctests -run '^TestSimulationsFindPlantedFaults$$' ./consumers/group -sim.seed=1
 
 test-kafka: ## the end-to-end tests against a real Apache Kafka (needs Java 17 and Maven, or KAFKA_BROKERS)
 	CONVERGE_TEST_KAFKA=real $(GO) test -timeout 15m -count=1 -run 'Kafka|EndToEnd' ./cmd/converge ./internal/kafkatest
@@ -68,7 +70,7 @@ prove-consumers: ## strike the consumers' processes N times (12) in every kind o
 	$(if $(REAL),CONVERGE_TEST_KAFKA=real) $(GO) test -count=1 -timeout 3h -v -run '$(if $(OUTAGE),^TestAnOutageUnderLoadIsOnlyAPause$$,^TestEventsAreAppliedOnceAndInOrder$$)' ./consumers/prove \
 		-prove.blows=$(or $(N),12) -prove.seed=$(or $(SEED),0) -prove.outage=$(or $(OUTAGE),2s)
 
-simulate-consumers: ## run whole groups through N seeds (100) of troubles in virtual time and judge them; SEED is the first, MUTANTS=1 plants faults that must be found
+simulate-consumers: ## run whole groups through N seeds (100) of troubles in virtual time and judge them; SEED is the first (else one is drawn and printed), MUTANTS=1 plants faults that must be found
 	$(GO) test -count=1 -timeout 3h -v -tags synctests -run '$(if $(MUTANTS),^TestSimulationsFindPlantedFaults$$,^TestSimulatedGroupsKeepTheirPromises$$)' ./consumers/group \
 		-sim.runs=$(or $(N),100) -sim.seed=$(or $(SEED),0)
 

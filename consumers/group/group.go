@@ -110,7 +110,9 @@ func (g *Group) Ready() error {
 // group and returns nil. An outage of Kafka or PostgreSQL does not end it. It returns an error for what
 // time does not mend: [ErrOffsetBeyondEnd], [ErrTopicReplaced].
 func (g *Group) Run(ctx context.Context) error {
-	if _, err := kgo.NewClient(append(g.options(), g.cfg.Client...)...); err != nil {
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	if _, err := kgo.NewClient(append(g.options(life), g.cfg.Client...)...); err != nil {
 		return fmt.Errorf("configuring the Kafka client of group %s: %w", g.cfg.Name, err)
 	}
 	var wait sync.WaitGroup
@@ -120,28 +122,31 @@ func (g *Group) Run(ctx context.Context) error {
 	stop()
 	wait.Wait()
 	g.tellKafka(context.WithoutCancel(ctx))
-	g.leave(context.WithoutCancel(ctx))
+	g.leave(end)
 	return err
 }
 
 // leaveTime bounds the goodbye to a Kafka that does not answer.
 const leaveTime = 3 * time.Second
 
-func (g *Group) leave(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, leaveTime)
-	defer cancel()
-	if err := g.client.LeaveGroupContext(ctx); err != nil {
-		g.cfg.Logger.Debug("leaving the group", "group", g.cfg.Name, "error", err)
-	}
+// leave leaves the group and closes the client; end ends the client's context, and with it what waits for Kafka.
+//
+// LeaveGroupContext ahead of it would bound the goodbye as well, but Close leaves once more, in a goroutine that it
+// does not wait for when the group is left already. The last poll of Close counts as one that nobody allows to
+// rebalance behind, if it returns anything (the notice of a lost session is enough): a goroutine that comes to
+// wait only then waits for ever. A group that is left once, by Close, is left by a goroutine that Close waits for.
+func (g *Group) leave(end context.CancelFunc) {
+	defer time.AfterFunc(leaveTime, end).Stop()
 	g.client.CloseAllowingRebalance()
 }
 
-func (g *Group) options() []kgo.Opt {
+func (g *Group) options(life context.Context) []kgo.Opt {
 	topics := append([]string{}, g.cfg.Topics...)
 	for topic := range g.wakes {
 		topics = append(topics, topic)
 	}
 	return []kgo.Opt{
+		kgo.WithContext(life),
 		kgo.SeedBrokers(g.cfg.Brokers...),
 		kgo.ClientID("converge-" + g.cfg.Name),
 		kgo.ConsumerGroup(g.cfg.Name),

@@ -25,6 +25,9 @@ func (m *memory) Bury(ctx context.Context, tx pgx.Tx, dead []retry.Failure) erro
 			seq := m.sequence
 			t.write(func(db *memoryDB) {
 				l, ok := db.letters[f.Event.ID]
+				if db.diesAgain != nil && ok {
+					db.diesAgain(f.Event.ID, l)
+				}
 				if !ok {
 					l = letter{seq: seq, key: m.ladder.KeyOf(f.Event), firstAt: f.FirstAt}
 				}
@@ -61,7 +64,7 @@ func (m *memory) Hold(ctx context.Context, tx pgx.Tx, topic string, heads []retr
 					return sqlState("23505", "held_keys_pkey")
 				}
 				due := time.Now().Add(m.delay(f.Attempts, event.Delay(f.Err)))
-				t.insertHeld(k, heldKey{attempt: 1, dueAt: due, failedAt: f.FirstAt}, f)
+				t.insertHeld(k, heldKey{attempt: f.Attempts, dueAt: due, failedAt: f.FirstAt, blocked: f.Blocks}, f)
 			}
 			return nil
 		}); err != nil {
@@ -85,7 +88,7 @@ func (t *memTx) insertKey(ctx context.Context, k holdKey) (taken bool, err error
 	return false, t.lock(ctx, heldRow(k), exclusive)
 }
 
-// insertHeld writes a held key with a new token, and its wake-up.
+// insertHeld writes a held key with a new token, and its wake-up unless a dead letter blocks it.
 func (t *memTx) insertHeld(k holdKey, h heldKey, f retry.Failure) {
 	m := t.store
 	m.sequence++
@@ -95,7 +98,9 @@ func (t *memTx) insertHeld(k holdKey, h heldKey, f retry.Failure) {
 			db.violated(fmt.Sprintf("%v is held twice", k))
 		}
 		db.held[k] = h
-		db.outbox = append(db.outbox, m.wake(f, k, h))
+		if !h.blocked {
+			db.outbox = append(db.outbox, m.wake(f, k, h))
+		}
 	})
 }
 
@@ -148,13 +153,13 @@ func (m *memory) wake(f retry.Failure, k holdKey, h heldKey) outgoing {
 func (m *memory) Claim(ctx context.Context, tx pgx.Tx, w retry.Wake) (turn retry.Turn, ok bool, err error) {
 	k := holdKey{w.Topic, w.Key}
 	err = m.in(ctx, tx, "claim", func(t *memTx) error {
-		if h, there := m.held[k]; !there || h.token != w.Token {
+		if h, there := m.held[k]; !there || h.token != w.Token || h.blocked {
 			return nil
 		}
 		if err := t.lock(ctx, heldRow(k), noKeyUpdate); err != nil {
 			return err
 		}
-		if h, there := m.held[k]; there && h.token == w.Token {
+		if h, there := m.held[k]; there && h.token == w.Token && !h.blocked {
 			turn, ok = retry.Turn{Wake: w, Attempt: h.attempt, FirstAt: h.failedAt}, true
 		}
 		return nil
@@ -209,7 +214,7 @@ func (m *memory) Settle(ctx context.Context, tx pgx.Tx, turn retry.Turn, r retry
 	if err := m.resolve(ctx, tx, r.Done); err != nil {
 		return err
 	}
-	if r.Again == nil && len(gone) == 0 {
+	if r.Again == nil && r.Blocked == nil && len(gone) == 0 {
 		return nil
 	}
 	return m.in(ctx, tx, "settle the key", func(t *memTx) error {
@@ -224,9 +229,12 @@ func (m *memory) Settle(ctx context.Context, tx pgx.Tx, turn retry.Turn, r retry
 		}
 		t.write(func(db *memoryDB) {
 			h := db.held[k]
-			if r.Again == nil {
+			switch {
+			case r.Blocked != nil:
+				h.attempt, h.token, h.blocked, h.failedAt = r.Blocked.Attempts, token, true, r.Blocked.FirstAt
+			case r.Again == nil:
 				h.attempt, h.failedAt = 0, now
-			} else {
+			default:
 				h = heldKey{token: token, attempt: r.Again.Attempts, dueAt: due, nudgedAt: now, failedAt: r.Again.FirstAt}
 				db.outbox = append(db.outbox, m.wake(*r.Again, k, h))
 			}
@@ -293,7 +301,7 @@ func (m *memory) sweep(ctx context.Context) (repeated int, err error) {
 			if h.nudgedAt.After(late) {
 				late = h.nudgedAt
 			}
-			if !late.Before(time.Now().Add(-memoryGrace<<min(h.nudges, 7))) || len(t.others(heldRow(k), noKeyUpdate)) > 0 {
+			if h.blocked || !late.Before(time.Now().Add(-memoryGrace<<min(h.nudges, 7))) || len(t.others(heldRow(k), noKeyUpdate)) > 0 {
 				continue
 			}
 			if err := t.lock(ctx, heldRow(k), noKeyUpdate); err != nil {
@@ -335,65 +343,3 @@ func (m *memory) sample(ctx context.Context) (now gauges, err error) {
 
 func (m *memory) makeDays(context.Context, time.Time) error               { return nil }
 func (m *memory) forgetDays(context.Context, time.Time) ([]string, error) { return nil, nil }
-
-// redrive is what Ladder.Redrive does.
-func (m *memory) redrive(ctx context.Context, topic, key string) (ids []uuid.UUID, err error) {
-	for {
-		ids, err = m.redriveOnce(ctx, topic, key)
-		if !retry.LostRace(err) {
-			return ids, err
-		}
-	}
-}
-
-func (m *memory) redriveOnce(ctx context.Context, topic, key string) (ids []uuid.UUID, err error) {
-	err = m.statement(ctx, "redrive", func(t *memTx) error {
-		var fences []partition
-		for p := range m.offsets {
-			if p.topic == topic {
-				fences = append(fences, p)
-			}
-		}
-		slices.SortFunc(fences, func(a, b partition) int { return int(a.id - b.id) })
-		for _, p := range fences {
-			if err := t.lock(ctx, offsetRow(p), exclusive); err != nil {
-				return err
-			}
-		}
-		var dead []letter
-		for _, l := range m.letters {
-			if l.event.Topic == topic && l.key == key && l.state == "dead" {
-				dead = append(dead, l)
-			}
-		}
-		slices.SortFunc(dead, func(a, b letter) int { return int(a.seq - b.seq) })
-		var events []*event.Event
-		for _, l := range dead {
-			if err := t.lock(ctx, letterRow(l.event.ID), noKeyUpdate); err != nil {
-				return err
-			}
-			if m.letters[l.event.ID].state != "dead" {
-				continue
-			}
-			ids, events = append(ids, l.event.ID), append(events, l.event)
-			t.write(func(db *memoryDB) {
-				l := db.letters[l.event.ID]
-				l.state = "redriving"
-				db.letters[l.event.ID] = l
-			})
-		}
-		if len(events) == 0 {
-			return nil
-		}
-		k := holdKey{topic, key}
-		taken, err := t.insertKey(ctx, k)
-		if err != nil {
-			return err
-		}
-		if !taken {
-			t.insertHeld(k, heldKey{dueAt: time.Now(), failedAt: time.Now()}, retry.Failure{Event: events[0], Attempts: 1})
-		}
-		return t.insertWaiting(ctx, events, true)
-	})
-	return ids, err
-}

@@ -3,12 +3,14 @@ package group
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,8 +46,10 @@ type memoryDB struct {
 	commits func() fate
 	// violated is told of what no interleaving may do.
 	violated func(what string)
-	// committed is told of the effects that a COMMIT brought, with mu held; nil does nothing.
+	// committed is told of a COMMIT and the effects that it brought, with mu held; nil does nothing.
 	committed func(effects []effect)
+	// diesAgain is told of a letter that is to die once more, as it was, with mu held; nil does nothing.
+	diesAgain func(id uuid.UUID, before letter)
 }
 
 type (
@@ -54,6 +58,7 @@ type (
 		token, nudges             int64
 		attempt                   int
 		dueAt, nudgedAt, failedAt time.Time
+		blocked                   bool // by a dead letter, until a person decides
 	}
 	heldEvent struct {
 		seq      int64
@@ -271,7 +276,7 @@ func (t *memTx) end(committed bool) {
 		for _, write := range t.writes {
 			write(db)
 		}
-		if db.committed != nil && len(db.effects) > before {
+		if db.committed != nil {
 			db.committed(db.effects[before:])
 		}
 	}
@@ -354,7 +359,7 @@ func (t *memTx) Rollback(context.Context) error {
 	return nil
 }
 
-// addEffectSQL is the one statement of handlers that the tables in memory know.
+// addEffectSQL is a statement of handlers, and with what package outbox writes all that the tables in memory know.
 const addEffectSQL = "INSERT INTO effects (event_id, key, seq, applied_by, attempt) VALUES ($1, $2, $3, $4, $5)"
 
 // Exec implements pgx.Tx.
@@ -366,10 +371,26 @@ func (t *memTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comma
 			e := effect{args[0].(uuid.UUID), args[1].(string), args[2].(int), args[3].(string), args[4].(int)}
 			t.write(func(db *memoryDB) { db.effects = append(db.effects, e) })
 		default:
-			return sqlState("42601", "")
+			if !strings.HasPrefix(sql, "\nINSERT INTO outbox (") {
+				return sqlState("42601", "")
+			}
+			return t.emit(args)
 		}
 		return nil
 	})
+}
+
+// emit takes the columns that package outbox inserts.
+func (t *memTx) emit(args []any) error {
+	ids, topics, keys, values, texts := args[0].([]uuid.UUID), args[1].([]string), args[3].([]string), args[7].([][]byte), args[8].([]string)
+	for i, id := range ids {
+		o := outgoing{id: id, topic: topics[i], key: keys[i], value: values[i]}
+		if err := json.Unmarshal([]byte(texts[i]), &o.headers); err != nil {
+			return sqlState("22P02", "")
+		}
+		t.write(func(db *memoryDB) { db.outbox = append(db.outbox, o) })
+	}
+	return nil
 }
 
 // memSavepoint is a savepoint. It keeps the locks of what it undoes, as one of PostgreSQL's may.

@@ -17,11 +17,13 @@ import (
 	"converge/consumers/event"
 	"converge/consumers/prove"
 	"converge/consumers/retry"
+	"converge/producers/outbox"
 )
 
 // simMember is a process with a group in it.
 type simMember struct {
 	s      *simulation
+	group  *Group
 	name   string
 	store  *memory
 	cancel context.CancelFunc
@@ -30,6 +32,7 @@ type simMember struct {
 
 	mu     sync.Mutex // guards the rest
 	frozen chan struct{}
+	dozes  time.Duration // how long it is to freeze ahead of its next batch; 0 is not at all
 	dead   bool
 	conns  map[net.Conn]bool
 }
@@ -37,10 +40,12 @@ type simMember struct {
 func (s *simulation) newMember() *simMember {
 	s.born++
 	m := &simMember{s: s, name: fmt.Sprintf("member-%d", s.born), done: make(chan struct{}), conns: map[net.Conn]bool{}}
-	cfg := Config{Name: prove.Service, Brokers: s.kafka.ListenAddrs(), Topics: []string{prove.Topic}, Retry: s.policy, Logger: s.logger.With("member", m.name),
+	cfg := Config{Name: prove.Service, Brokers: s.kafka.ListenAddrs(), Topics: []string{prove.Topic}, Retry: s.plan.policy, Logger: s.logger.With("member", m.name),
 		Handler: event.Handler{Each: map[string]event.Each{prove.EachType: m.apply}},
-		// A fetch waits for as long as nothing comes: idle hours cost little.
-		Client: []kgo.Opt{kgo.Dialer(m.dial), kgo.FetchMaxWait(5 * time.Second)}}
+		// A fetch waits for as long as nothing comes: idle hours cost little. A join waits for as long as it takes: one
+		// that is sent again has kfake wait for its rebalance timeout from the start, and members that gave up in turn
+		// would never be let in. Apache Kafka counts from when the rebalance began.
+		Client: []kgo.Opt{kgo.Dialer(m.dial), kgo.FetchMaxWait(5 * time.Second), kgo.RequestTimeoutOverhead(10 * time.Minute)}}
 	g, err := newGroup(cfg, func(_ Config, ladder retry.Ladder) store {
 		m.store = s.db.member(ladder)
 		m.store.before = m.statement
@@ -50,7 +55,7 @@ func (s *simulation) newMember() *simMember {
 		panic(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	m.cancel = cancel
+	m.group, m.cancel = g, cancel
 	go func() {
 		defer close(m.done)
 		m.err = g.Run(ctx)
@@ -73,9 +78,13 @@ func (m *simMember) stays() bool {
 
 // statement is the way to the database: it takes a while, now and then a long one.
 func (m *simMember) statement(ctx context.Context, name string) error {
+	m.s.meet(ctx, name)
 	took, lost := m.s.latency(name)
 	if took > 0 {
 		sleep(ctx, took)
+	}
+	if name == "take on" {
+		m.doze()
 	}
 	switch {
 	case !m.stays():
@@ -170,6 +179,19 @@ func (m *simMember) stop() {
 	})
 }
 
+// doze freezes the member if a strike has said so. It wakes up when others have its partitions, and with time left
+// for its batch: the fence alone is in its way.
+func (m *simMember) doze() {
+	m.mu.Lock()
+	dozes := m.dozes
+	m.dozes = 0
+	m.mu.Unlock()
+	if dozes > 0 {
+		m.stop()
+		time.AfterFunc(dozes, m.thaw)
+	}
+}
+
 func (m *simMember) thaw() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -179,7 +201,17 @@ func (m *simMember) thaw() {
 	}
 }
 
-// apply is the handler. The effect comes first, so that a refusal has one to undo.
+// echoes is the outbox of the handlers.
+var echoes = outbox.New(echo{})
+
+type echo struct{}
+
+// Encode implements outbox.Encoder.
+func (echo) Encode(string, any) (topic, contentType string, value []byte, err error) {
+	return prove.EchoTopic, "text/plain", []byte("done"), nil
+}
+
+// apply is the handler. What it writes comes first, so that a refusal has something to undo.
 func (m *simMember) apply(ctx context.Context, tx pgx.Tx, e *event.Event) error {
 	var task prove.Task
 	if err := json.Unmarshal(e.Value, &task); err != nil {
@@ -187,6 +219,9 @@ func (m *simMember) apply(ctx context.Context, tx pgx.Tx, e *event.Event) error 
 	}
 	m.s.tried(e)
 	if _, err := tx.Exec(ctx, addEffectSQL, e.ID, string(e.Key), task.Seq, m.name, e.Attempt); err != nil {
+		return err
+	}
+	if err := echoes.Append(ctx, tx, outbox.Event{Type: "Echoed", AggregateID: string(e.Key)}); err != nil {
 		return err
 	}
 	calls, mended := m.s.called(e.ID)

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"converge/consumers/prove"
+	"converge/consumers/retry"
 )
 
 // simPlan is all that a seed decides ahead of a run.
@@ -20,7 +21,7 @@ type simPlan struct {
 	seed       uint64
 	partitions int32
 	members    int
-	unordered  bool
+	policy     retry.Policy
 	facts      []simFact // of a key in order
 	strikes    []strike  // by time
 }
@@ -53,6 +54,7 @@ const (
 	powerCut    trouble = "power cut"    // a machine dies: its transactions stay open until the server ends them
 	leave       trouble = "leave"        // and another one joins
 	freeze      trouble = "freeze"       // SIGSTOP, SIGCONT
+	zombie      trouble = "zombie"       // a freeze ahead of a batch, for as long as it takes others to apply it
 	noDatabase  trouble = "no database"  // PostgreSQL is away
 	noKafka     trouble = "no Kafka"     // Kafka is away
 	noRelay     trouble = "no relay"     // nothing leaves the outbox
@@ -64,7 +66,7 @@ const (
 	grow        trouble = "grow" // the topic gets one more partition
 )
 
-var troubles = []trouble{crash, crash, powerCut, leave, freeze, freeze, noDatabase, noKafka, noRelay, lostReplies, lostReplies,
+var troubles = []trouble{crash, crash, powerCut, leave, freeze, zombie, zombie, noDatabase, noKafka, noRelay, lostReplies, lostReplies,
 	contention, deadWakes, deadWakes, redrive, redrive, redrive, discard}
 
 // simTraffic is how long facts are emitted and troubles begin.
@@ -72,7 +74,13 @@ const simTraffic = 5 * time.Minute
 
 func drawPlan(seed uint64) *simPlan {
 	r := rand.New(rand.NewPCG(seed, 0))
-	p := &simPlan{seed: seed, partitions: 1 + r.Int32N(3), members: 1 + r.IntN(3), unordered: r.IntN(8) == 0}
+	p := &simPlan{seed: seed, partitions: 1 + r.Int32N(3), members: 1 + r.IntN(4)}
+	switch r.IntN(8) {
+	case 0:
+		p.policy.Unordered = true
+	case 1, 2:
+		p.policy.HoldDead = true
+	}
 	for range 3 + r.IntN(8) {
 		s := strike{at: within(r, simTraffic), what: troubles[r.IntN(len(troubles))], who: r.IntN(100)}
 		if s.lasts = within(r, 30*time.Second); r.IntN(4) == 0 {

@@ -12,6 +12,7 @@ import (
 	"hash/fnv"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ import (
 )
 
 var (
-	simSeed  = flag.Uint64("sim.seed", 0, "the first seed of the simulations; 0 is 1")
+	simSeed  = flag.Uint64("sim.seed", 0, "the first seed of the simulations; 0 draws one")
 	simRuns  = flag.Int("sim.runs", 12, "how many seeds to simulate, one after another")
 	simTrace = flag.Bool("sim.trace", false, "print what the members say")
 )
@@ -35,7 +36,8 @@ var (
 // handlers do, troubles and their times. It does not decide who runs first: the Go scheduler, its maps and selects, and
 // the jitter of the runtime and of the Kafka client are not its. A seed that fails may need several tries.
 func TestSimulatedGroupsKeepTheirPromises(t *testing.T) {
-	first := max(1, *simSeed)
+	first := firstSeed()
+	t.Logf("the seeds from %d on", first)
 	var virtual time.Duration
 	began := time.Now()
 	sum := map[string]int{}
@@ -43,11 +45,12 @@ func TestSimulatedGroupsKeepTheirPromises(t *testing.T) {
 		var found []string
 		var took time.Duration
 		var hash uint64
+		start := time.Now()
 		synctest.Test(t, func(t *testing.T) {
 			found, took, hash = simulate(t, drawPlan(seed), sum)
 		})
-		if virtual += took; *simTrace || *simRuns <= 5 {
-			t.Logf("seed %d: %v, history %016x", seed, took, hash)
+		if virtual += took; *simTrace || *simRuns <= 5 || time.Since(start) > simSlow {
+			t.Logf("seed %d: %v in %v, history %016x", seed, took, time.Since(start).Round(time.Millisecond), hash)
 		}
 		if len(found) > 0 {
 			t.Errorf("seed %d: %d violations; again: go test -tags synctests ./consumers/group -run '^TestSimulatedGroupsKeepTheirPromises$' -sim.runs 1 -sim.seed %d\n%s",
@@ -58,9 +61,24 @@ func TestSimulatedGroupsKeepTheirPromises(t *testing.T) {
 	t.Logf("%v were simulated in %v: %v", virtual.Round(time.Second), time.Since(began).Round(time.Millisecond), sum)
 }
 
+// simSlow is how long a seed takes that is worth a look.
+const simSlow = 10 * time.Second
+
+// firstSeed returns the seed that was asked for, else a new one: short enough to be typed.
+func firstSeed() uint64 {
+	if *simSeed > 0 {
+		return *simSeed
+	}
+	return 1 + rand.Uint64N(1e9)
+}
+
 // simPatience is how long a group may take to catch up: an event climbs the ladder for an hour and a half, and
-// another one of its key behind it.
-const simPatience = 24 * time.Hour
+// another one of its key behind it. simStill is how long nothing may happen meanwhile: the longest rung is 10 minutes,
+// and the rarest repeat of a wake-up.
+const (
+	simPatience = 24 * time.Hour
+	simStill    = time.Hour
+)
 
 func simulate(t *testing.T, plan *simPlan, sum map[string]int) (found []string, took time.Duration, hash uint64) {
 	out := io.Discard
@@ -85,8 +103,17 @@ func simulate(t *testing.T, plan *simPlan, sum map[string]int) (found []string, 
 		s.strike(ctx, strike)
 	}
 	quiet := false
-	for time.Since(s.began) < simPatience && !quiet {
+	for moved, last := time.Now(), int64(0); time.Since(s.began) < simPatience && time.Since(moved) < simStill && !quiet; {
 		sleep(ctx, 10*time.Second)
+		if step := s.step(); step > last {
+			moved, last = time.Now(), step
+		}
+		if plan.policy.HoldDead && time.Since(s.began) > simTraffic { // somebody decides in the end
+			s.decide(ctx, s.drawDecision())
+		}
+		if time.Since(moved) > simStill/2 {
+			s.evictGhosts(ctx)
+		}
 		quiet = time.Since(s.began) > 2*simTraffic && s.behind() == ""
 	}
 	took = time.Since(s.began)
@@ -107,6 +134,7 @@ func simulate(t *testing.T, plan *simPlan, sum map[string]int) (found []string, 
 	sum["retried"] += v.Retried
 	sum["letters"] += v.Letters
 	sum["redriven"] += v.Redriven
+	sum["echoes"] += v.Echoes
 	return append(s.violations, v.Examples...), took, hash
 }
 
@@ -138,6 +166,10 @@ func (s *simulation) strike(ctx context.Context, k strike) {
 	case freeze:
 		m.stop()
 		after(m.thaw)
+	case zombie:
+		m.mu.Lock()
+		m.dozes = 14*time.Second + k.lasts%(5*time.Second)
+		m.mu.Unlock()
 	case noDatabase:
 		s.setDown(true)
 		after(func() { s.setDown(false) })
@@ -171,6 +203,19 @@ func (s *simulation) setDown(down bool) {
 	}
 }
 
+// step rises with whatever the tables are told of held events and dead letters.
+func (s *simulation) step() int64 {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	return s.db.sequence
+}
+
+func (s *simulation) drawDecision() strike {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strike{what: []trouble{redrive, redrive, discard}[s.random.IntN(3)], who: s.random.IntN(100)}
+}
+
 // decide is a person who looks through the dead letters.
 func (s *simulation) decide(ctx context.Context, k strike) {
 	s.db.mu.Lock()
@@ -201,7 +246,11 @@ func (s *simulation) decide(ctx context.Context, k strike) {
 
 // placed returns the effects in the order of their commits, but for those of redriven events: people redrove them
 // between the others, some of them twice, and their place is where the judge looks for it, at the end, by sequence.
+// What held its key has its place.
 func (s *simulation) placed() []effect {
+	if s.plan.policy.HoldDead {
+		return s.db.effects
+	}
 	place := func(e effect) int {
 		if l, ok := s.db.letters[e.id]; ok && l.state == "resolved" {
 			return 1 + e.seq
@@ -213,14 +262,16 @@ func (s *simulation) placed() []effect {
 
 // judge has the judge of the runs with processes judge this one.
 func (s *simulation) judge() (*prove.Verdict, uint64) {
-	h := &prove.History{MaxAttempts: 10, DeadRecords: s.deadOnes, Folds: map[string]prove.Fold{}}
+	h := &prove.History{MaxAttempts: 10, HoldDead: s.plan.policy.HoldDead, DeadRecords: map[uuid.UUID]int{}, Folds: map[string]prove.Fold{}}
+	if err := s.published(h); err != nil {
+		s.violated(fmt.Sprintf("reading the topics: %v", err))
+	}
 	hash := fnv.New64a()
 	for _, f := range s.plan.facts {
 		h.Facts = append(h.Facts, f.Fact)
 	}
 	for _, e := range s.placed() {
 		h.Effects = append(h.Effects, prove.Effect{ID: e.id, Key: e.key, Seq: e.seq, Attempt: e.attempt, Member: e.by})
-		h.Echoes = append(h.Echoes, prove.Echo{ID: e.id, Cause: e.id}) // what a handler emits is rows, as its effects are
 		h.Folds[e.key] = h.Folds[e.key].Add(s.fact(e.id).Value)
 		fmt.Fprintln(hash, e.key, e.seq, e.attempt, e.by)
 	}
@@ -232,7 +283,7 @@ func (s *simulation) judge() (*prove.Verdict, uint64) {
 	}
 	h.Held += len(s.db.held)
 	v := prove.Check(h)
-	if s.plan.unordered {
+	if s.plan.policy.Unordered {
 		delete(v.Counts, prove.Disorder)
 		kept := v.Examples[:0]
 		for _, e := range v.Examples {

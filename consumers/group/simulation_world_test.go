@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -27,7 +28,6 @@ import (
 // simulation is one run: a Kafka, tables in memory, members, a relay, all inside one bubble.
 type simulation struct {
 	plan    *simPlan
-	policy  retry.Policy
 	logger  *slog.Logger
 	began   time.Time
 	network kfake.VirtualNetwork
@@ -49,7 +49,8 @@ type simulation struct {
 	forgetful  int
 	upstream   []*kgo.Record
 	late       []lateRecord
-	deadOnes   map[uuid.UUID]int
+	sending    int           // taken from the outbox, and not on its topic yet
+	released   chan struct{} // closed when a key is about to be released, and made anew
 	calls      map[uuid.UUID]int
 	mended     map[uuid.UUID]bool
 	violations []string
@@ -63,11 +64,16 @@ type lateRecord struct {
 const simPort = 19092
 
 func newSimulation(plan *simPlan, logger *slog.Logger) (*simulation, error) {
-	s := &simulation{plan: plan, policy: retry.Policy{Unordered: plan.unordered}, logger: logger, began: time.Now(), db: newMemoryDB(plan.seed),
-		random: rand.New(rand.NewPCG(plan.seed, 2)), conns: map[*simConn]bool{}, deadOnes: map[uuid.UUID]int{}, calls: map[uuid.UUID]int{}, mended: map[uuid.UUID]bool{}}
-	s.admin = s.db.member(retry.Ladder{Consumer: prove.Service, Policy: s.policy})
+	s := &simulation{plan: plan, logger: logger, began: time.Now(), db: newMemoryDB(plan.seed),
+		random: rand.New(rand.NewPCG(plan.seed, 2)), conns: map[*simConn]bool{}, released: make(chan struct{}), calls: map[uuid.UUID]int{}, mended: map[uuid.UUID]bool{}}
+	s.admin = s.db.member(retry.Ladder{Consumer: prove.Service, Policy: s.plan.policy})
 	s.db.violated = s.violated
 	s.db.committed = s.committed
+	s.db.diesAgain = func(id uuid.UUID, before letter) {
+		if before.state != "redriving" {
+			s.violated(fmt.Sprintf("undecided: %v died again, and as a letter it was %s", &s.fact(id).Fact, before.state))
+		}
+	}
 	s.db.commits = func() fate {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -78,7 +84,7 @@ func newSimulation(plan *simPlan, logger *slog.Logger) (*simulation, error) {
 	}
 	var err error
 	if s.kafka, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(simPort), kfake.ListenFn(s.network.Listen), kfake.SeedTopics(plan.partitions, prove.Topic),
-		kfake.SeedTopics(1, retry.Topics(prove.Topic, prove.Service, s.policy)...)); err != nil {
+		kfake.SeedTopics(1, append(retry.Topics(prove.Topic, prove.Service, plan.policy), prove.EchoTopic)...)); err != nil {
 		return nil, err
 	}
 	s.watchCommits()
@@ -92,7 +98,9 @@ func newSimulation(plan *simPlan, logger *slog.Logger) (*simulation, error) {
 func (s *simulation) violated(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.violations = append(s.violations, fmt.Sprintf("%v: %s", time.Since(s.began), what))
+	if len(s.violations) < 20 { // a broken run may say the same at every COMMIT
+		s.violations = append(s.violations, fmt.Sprintf("%v: %s", time.Since(s.began), what))
+	}
 }
 
 // watchCommits holds what Kafka is told against what the tables have.
@@ -149,15 +157,51 @@ func (s *simulation) cutConnections(m *simMember) {
 	}
 }
 
+// meet has a follower that is about to wait for its key meet the key's release, most of the time: which of them
+// comes first is what the foreign key is for.
+func (s *simulation) meet(ctx context.Context, statement string) {
+	released := s.meets(statement)
+	if released == nil || !s.heldSoon() {
+		return
+	}
+	select {
+	case <-released:
+	case <-time.After(7 * time.Second): // the retry may have to wait for a fetch that is under way, of 5 s
+	case <-ctx.Done():
+	}
+}
+
+// meets returns what is closed ahead of the next release, nil for a statement that does not wait for it.
+func (s *simulation) meets(statement string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if statement == "release" {
+		close(s.released)
+		s.released = make(chan struct{})
+	}
+	if statement != "wait" || s.random.IntN(3) == 0 {
+		return nil
+	}
+	return s.released
+}
+
+// heldSoon reports whether a key is held that is due soon.
+func (s *simulation) heldSoon() bool {
+	s.db.mu.Lock()
+	defer s.db.mu.Unlock()
+	for _, h := range s.db.held {
+		if !h.blocked && time.Until(h.dueAt) < 2*time.Second {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *simulation) latency(statement string) (took time.Duration, lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	took = within(s.random, 4*time.Millisecond)
-	often := 50
-	if statement == "release" || statement == "wait" { // which of them comes first is what the foreign key is for
-		often = 3
-	}
-	if s.random.IntN(often) == 0 {
+	if s.random.IntN(50) == 0 {
 		took = within(s.random, time.Second)
 	}
 	return took, s.racy > 0 && statement != "handler" && s.random.IntN(4) == 0
@@ -179,16 +223,34 @@ func (s *simulation) tried(e *event.Event) {
 	}
 }
 
-// committed checks that nothing is applied past the head of a held key; db.mu is held.
+// committed checks that what waits is held, and that nothing is applied past the head of a held key; db.mu is held.
 func (s *simulation) committed(effects []effect) {
-	if s.plan.unordered {
+	for k := range s.db.waiting {
+		if _, held := s.db.held[k]; !held {
+			s.violated(fmt.Sprintf("orphaned: %v waits behind %s, and nobody holds it", &s.fact(s.db.waiting[k][0].event.ID).Fact, k.key))
+		}
+	}
+	if s.plan.policy.Unordered {
 		return
 	}
 	for _, e := range effects {
 		for _, w := range s.db.waiting[holdKey{prove.Topic, e.key}] {
-			if f := s.fact(w.event.ID); !w.redriven && f.Seq < e.seq && !s.redriving(e.id) {
+			if f := s.fact(w.event.ID); f.Seq < e.seq && (s.plan.policy.HoldDead || !w.redriven && !s.redriving(e.id)) {
 				s.violated(fmt.Sprintf("overtaken: %s/%d was applied by %s while %v waits", e.key, e.seq, e.by, &f.Fact))
 			}
+		}
+		if s.plan.policy.HoldDead {
+			s.behindDead(e)
+		}
+	}
+}
+
+// behindDead checks that somebody has decided about the dead letters in front of an effect, and that what they
+// decided is done.
+func (s *simulation) behindDead(e effect) {
+	for id, l := range s.db.letters {
+		if f := s.fact(id); l.key == e.key && f.Seq < e.seq && (l.state == "dead" || l.state == "redriving") {
+			s.violated(fmt.Sprintf("overtaken: %s/%d was applied by %s while %v is %s", e.key, e.seq, e.by, &f.Fact, l.state))
 		}
 	}
 }
@@ -221,6 +283,9 @@ func (s *simulation) carry(ctx context.Context) {
 				s.relay.ForceMetadataRefresh()
 				sleep(ctx, 200*time.Millisecond)
 			}
+			s.mu.Lock()
+			s.sending--
+			s.mu.Unlock()
 		}
 		select {
 		case <-ctx.Done():
@@ -236,6 +301,7 @@ func (s *simulation) outgoing() (records []*kgo.Record) {
 	defer s.db.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer func() { s.sending = len(records) }()
 	for len(s.plan.facts) > len(s.upstream) && time.Since(s.began) >= s.plan.facts[len(s.upstream)].at {
 		r := s.plan.facts[len(s.upstream)].record()
 		s.upstream = append(s.upstream, r)
@@ -254,14 +320,12 @@ func (s *simulation) outgoing() (records []*kgo.Record) {
 		return due
 	})
 	for _, o := range s.db.outbox {
-		r := &kgo.Record{Topic: o.topic, Key: []byte(o.key), Value: o.value}
+		if s.forgetful > 0 && strings.Contains(o.topic, ".retry.") && s.random.IntN(2) == 0 {
+			continue
+		}
+		r := &kgo.Record{Topic: o.topic, Key: []byte(o.key), Value: o.value, Headers: []kgo.RecordHeader{{Key: "event_id", Value: []byte(o.id.String())}}}
 		for k, v := range o.headers {
 			r.Headers = append(r.Headers, kgo.RecordHeader{Key: k, Value: []byte(v)})
-		}
-		if strings.HasSuffix(o.topic, ".dlq") {
-			s.deadOnes[o.id]++
-		} else if s.forgetful > 0 && s.random.IntN(2) == 0 {
-			continue
 		}
 		if s.random.IntN(8) == 0 {
 			s.late = append(s.late, lateRecord{r, time.Now().Add(within(s.random, 20*time.Second))})
@@ -283,7 +347,7 @@ func (s *simulation) behind() string {
 	defer s.db.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := len(s.plan.facts) - len(s.upstream) + len(s.db.outbox) + len(s.late); n > 0 {
+	if n := len(s.plan.facts) - len(s.upstream) + len(s.db.outbox) + len(s.late) + s.sending; n > 0 {
 		return fmt.Sprintf("%d records are to be sent", n)
 	}
 	for _, p := range partitions {
@@ -306,21 +370,72 @@ func (s *simulation) grow(ctx context.Context) {
 	}
 }
 
-// discard is what Ladder.Discard does.
-func (m *memory) discard(ctx context.Context, id uuid.UUID) error {
-	return m.statement(ctx, "discard", func(t *memTx) error {
-		if err := t.lock(ctx, letterRow(id), noKeyUpdate); err != nil {
+// published reads back what the relay has put on the topics of echoes and dead letters.
+func (s *simulation) published(h *prove.History) error {
+	topics := retry.Topics(prove.Topic, prove.Service, s.plan.policy)
+	left := map[string]int64{}
+	for _, topic := range []string{prove.EchoTopic, topics[len(topics)-1]} {
+		if end := s.kafka.PartitionInfo(topic, 0).HighWatermark; end > 0 {
+			left[topic] = end
+		}
+	}
+	reader, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.ListenAddrs()...), kgo.Dialer(s.network.DialContext),
+		kgo.ConsumeTopics(slices.Collect(maps.Keys(left))...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	for len(left) > 0 {
+		fetches := reader.PollFetches(context.Background())
+		if err := fetches.Err(); err != nil {
 			return err
 		}
-		l, ok := m.letters[id]
-		if !ok || l.state != "dead" {
-			return retry.ErrNoLetter
-		}
-		t.write(func(db *memoryDB) {
-			l := db.letters[id]
-			l.state = "discarded"
-			db.letters[id] = l
+		fetches.EachRecord(func(r *kgo.Record) {
+			if left[r.Topic]--; left[r.Topic] == 0 {
+				delete(left, r.Topic)
+			}
+			var id, cause uuid.UUID
+			for _, header := range r.Headers {
+				switch header.Key {
+				case "event_id":
+					id, _ = uuid.ParseBytes(header.Value)
+				case "causation_id":
+					cause, _ = uuid.ParseBytes(header.Value)
+				}
+			}
+			if r.Topic == prove.EchoTopic {
+				h.Echoes = append(h.Echoes, prove.Echo{ID: id, Cause: cause})
+			} else {
+				h.DeadRecords[id]++
+			}
 		})
-		return nil
-	})
+	}
+	return nil
+}
+
+// evictGhosts does what Apache Kafka does by itself: kfake counts a member's session from the answer to its join, and
+// one that died before the answer keeps its partitions for ever.
+func (s *simulation) evictGhosts(ctx context.Context) {
+	alive := map[string]bool{}
+	for _, m := range s.members {
+		id, _ := m.group.client.GroupMetadata()
+		alive[id] = true
+	}
+	groups, err := kadm.NewClient(s.relay).DescribeGroups(ctx, prove.Service)
+	if err != nil {
+		return
+	}
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group = prove.Service
+	for _, member := range groups[prove.Service].Members {
+		if !alive[member.MemberID] {
+			ghost := kmsg.NewLeaveGroupRequestMember()
+			ghost.MemberID = member.MemberID
+			leave.Members = append(leave.Members, ghost)
+		}
+	}
+	if len(leave.Members) > 0 {
+		s.logger.Info("ghosts are evicted", "members", len(leave.Members))
+		_, _ = leave.RequestWith(ctx, s.relay) // it is looked at again
+	}
 }

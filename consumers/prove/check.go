@@ -98,7 +98,7 @@ func (c *checker) redriven(id uuid.UUID) bool {
 }
 
 // inOrder looks at the effects one by one. Those of redriven events come behind all that were there by then, in
-// an order of their own.
+// an order of their own, unless they held their key meanwhile.
 func (c *checker) inOrder() {
 	last, lastRedriven := map[string]*Fact{}, map[string]*Fact{}
 	for _, e := range c.h.Effects {
@@ -116,8 +116,10 @@ func (c *checker) inOrder() {
 		}
 		line := last
 		if c.redriven(e.ID) {
-			line = lastRedriven
 			c.verdict.Redriven++
+			if !c.h.HoldDead {
+				line = lastRedriven
+			}
 		}
 		if before := line[f.Key]; before != nil && before.Seq > f.Seq {
 			c.found(Disorder, "%v was applied behind %v", f, before)
@@ -201,14 +203,15 @@ func (c *checker) echoes() {
 	}
 }
 
-// folds folds the facts in the order of their offsets, those that were redriven behind the others.
+// folds folds the facts in the order of their offsets, those that were redriven behind the others unless they held
+// their key.
 func (c *checker) folds() {
 	want := map[string]Fold{}
 	for _, again := range []bool{false, true} {
 		for i := range c.h.Facts {
 			f := &c.h.Facts[i]
 			dies, _ := f.Dies(c.h.MaxAttempts)
-			if again != dies || dies && !c.redriven(f.ID) {
+			if again != (dies && !c.h.HoldDead) || dies && !c.redriven(f.ID) {
 				continue
 			}
 			want[f.Key] = want[f.Key].Add(f.Value)

@@ -73,7 +73,13 @@ func TestCheckFindsWhatIsWrong(t *testing.T) {
 		"a state of nothing":            {func(h *History) { h.Folds["c"] = Fold{}.Add(1) }, []Property{Folded}},
 		"the topic lacks a dead letter": {func(h *History) { delete(h.DeadRecords, ids[3]) }, []Property{Divided}},
 		"the table lacks a dead letter": {func(h *History) { h.DeadRecords[ids[0]] = 1 }, []Property{Divided}},
-		"a key is held":                 {func(h *History) { h.Held = 2 }, []Property{Held}},
+		"a dead letter held its key": {func(h *History) {
+			h.HoldDead = true
+			h.Effects[3], h.Effects[4] = h.Effects[4], h.Effects[3]
+			h.Folds["a"] = Fold{}.Add(1).Add(2).Add(3).Add(5)
+		}, nil},
+		"a dead letter did not hold its key": {func(h *History) { h.HoldDead = true }, []Property{Disorder, Folded}},
+		"a key is held":                      {func(h *History) { h.Held = 2 }, []Property{Held}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -107,6 +107,8 @@ type Echo struct {
 // History is what a run left behind.
 type History struct {
 	MaxAttempts int
+	// HoldDead says that a dead letter holds its key: what is redriven keeps its place.
+	HoldDead    bool
 	Facts       []Fact   // of a key in the order of their offsets
 	Effects     []Effect // in the order in which they were written
 	Letters     []Letter
