@@ -324,6 +324,7 @@ func TestALostCommitIsLookedUpByItsKey(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			direct := openPool(t, 1)
 			proxy, through := nettest.ToDatabase(t, direct.Config().ConnString())
+			proxy.ImplicitCommit(claimAnsweredSQL)
 			pool, err := database.Open(t.Context(), through, "shop", 2)
 			if err != nil {
 				t.Fatal(err)
