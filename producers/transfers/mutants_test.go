@@ -102,7 +102,7 @@ var verdicts = map[string]string{
 // others is what the tests of the service must say of the faults that are not the model's to find.
 var others = map[string]mutants.Verdict{
 	"a balance goes back in time":            {Run: "TestABalanceNeverGoesBackInTime", Says: `"balance":9,"version":2`},
-	"batches do not wait for each other":     {Run: "TestTransfersEndWholeOnPostgreSQL", Says: "40P01"},
+	"batches do not wait for each other":     {Run: "TestBatchesThatHearTheLedgerWaitForEachOther", Says: "it did not wait"},
 	"nobody waits for a commit":              {Run: "TestATransferThatIsNotVisibleYetIsWaitedFor", Says: "nobody waited for the transfer's commit"},
 	"what begins a failure is forgotten":     {Run: "TestADeadlineStrikesOnceAndTheMoneyStays", Says: "transfers_check"},
 	"a taken account is given away":          {Run: "TestAnAccountIsOpenedOnce", Says: "201"},

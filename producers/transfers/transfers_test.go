@@ -332,6 +332,46 @@ func TestTransfersEndWholeOnPostgreSQL(t *testing.T) {
 	w.agrees(ids)
 }
 
+// A batch that hears the Ledger waits for another one that does, whatever transfers they are about: which accounts
+// either writes, and in what order, is only seen on the way.
+func TestBatchesThatHearTheLedgerWaitForEachOther(t *testing.T) {
+	w := newWorld(t, time.Hour, time.Hour)
+	pool := w.pools["transfers"]
+	first, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := lock(t.Context(), first, []uuid.UUID{uuid.New()}); err != nil {
+		t.Fatal(err)
+	}
+	through := make(chan error, 1)
+	go func() {
+		through <- pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+			_, err := lock(t.Context(), tx, []uuid.UUID{uuid.New()})
+			return err
+		})
+	}()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for waits := false; !waits; {
+		select {
+		case err := <-through:
+			t.Fatalf("it did not wait: %v", err)
+		case <-tick.C:
+		}
+		if err := pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity a USING (pid) WHERE locktype = 'advisory' AND NOT granted AND a.datname = current_database())").Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := first.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-through; err != nil {
+		t.Error(err)
+	}
+}
+
 // agrees holds the tables of the two services against each other.
 func (w *world) agrees(ids []string) {
 	w.t.Helper()
