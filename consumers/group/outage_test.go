@@ -250,3 +250,90 @@ func TestALostCommitReplyLeavesOneEffect(t *testing.T) {
 		})
 	}
 }
+
+// A full disk refuses statements, and nothing else: the code is PostgreSQL's own for it.
+func TestAFullDiskPausesAndBlamesNoEvent(t *testing.T) {
+	t.Parallel()
+	for _, table := range []string{"effects", "inbox", "outbox"} {
+		t.Run(table, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 2)
+			_, err := w.pool.Exec(t.Context(), `
+CREATE TABLE disk (room int);
+CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM disk) THEN
+        RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER fill BEFORE INSERT ON `+table+` FOR EACH STATEMENT EXECUTE FUNCTION fill()`)
+			must(t, err)
+			w.relay()
+			list := facts(100, 4, 2)
+			m := w.start(w.config(tally{"a", func(_ context.Context, e *event.Event) error {
+				if e.ID == list[7].id && e.Attempt == 0 {
+					return errors.New("not yet") // holding it needs the outbox
+				}
+				return nil
+			}}))
+			w.produce(list...)
+			eventually(t, "the group says that it waits", func() error {
+				if m.Ready() == nil {
+					return errors.New("it is ready")
+				}
+				return nil
+			})
+			w.nothingCounted()
+			_, err = w.pool.Exec(t.Context(), "INSERT INTO disk VALUES (1)")
+			must(t, err)
+			w.settled()
+			w.check(list, nil)
+			if letters := w.letters(); len(letters) != 0 {
+				t.Errorf("dead letters: %v", letters)
+			}
+		})
+	}
+}
+
+// Whoever decides when an event is tried again may have a clock that is wrong: that is when, and nothing else.
+func TestClocksThatJumpMoveTriesAlone(t *testing.T) {
+	t.Parallel()
+	for name, shift := range map[string]string{"behind": "-1 hour", "ahead": "1500 milliseconds"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 2)
+			_, err := w.pool.Exec(t.Context(), `
+CREATE FUNCTION jump() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.headers ? 'not_before' THEN
+        NEW.headers := jsonb_set(NEW.headers, '{not_before}', to_jsonb(to_char(((NEW.headers->>'not_before')::timestamptz + interval '`+shift+`')
+            AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')));
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER jump BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION jump()`)
+			must(t, err)
+			w.relay()
+			list := facts(120, 6, 2)
+			var tried atomic.Int64
+			w.start(w.config(tally{"a", func(_ context.Context, e *event.Event) error {
+				for _, i := range []int{5, 30, 31} {
+					if e.ID == list[i].id && e.Attempt < 2 {
+						tried.Add(1)
+						return errors.New("not yet")
+					}
+				}
+				return nil
+			}}))
+			w.produce(list...)
+			w.settled()
+			w.check(list, nil)
+			if letters := w.letters(); len(letters) != 0 || tried.Load() < 6 {
+				t.Errorf("dead letters %v, %d tries that failed", letters, tried.Load())
+			}
+		})
+	}
+}

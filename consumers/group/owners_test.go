@@ -339,3 +339,24 @@ func TestAMemberThatDiesInTheMiddleLosesAndDoublesNothing(t *testing.T) {
 		t.Errorf("ending: %v", err)
 	}
 }
+
+// Members without a partition wait, and take over when the others are gone.
+func TestMembersBeyondThePartitionsWaitForTheirTurn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	list := facts(90, 3, 1)
+	var members []*member
+	for _, name := range []string{"a", "b", "c"} {
+		cfg := w.config(tally{name: name})
+		cfg.Client = impatient()
+		members = append(members, w.start(cfg))
+	}
+	for i, m := range members {
+		w.produce(list[30*i : 30*(i+1)]...)
+		w.settled()
+		if i < 2 {
+			must(t, m.stop())
+		}
+	}
+	w.check(list, nil)
+}
