@@ -217,7 +217,7 @@ var blows = map[string]func(*crashes, string) error{
 		pgtest.AwaitBlocked(c.t, c.url, 1)
 		early := silence(answered)
 		c.orders.kill()
-		c.exec("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0")
+		c.exec(endBlockedSQL)
 		c.release()
 		if n := c.count(ordersOfSQL, customer); n != 0 {
 			return errors.New("there is an order without its COMMIT")
@@ -319,17 +319,48 @@ var blows = map[string]func(*crashes, string) error{
 		return errors.Join(err, c.found(customer))
 	},
 	"killed in a storm of 64 clients on one key": func(c *crashes, customer string) error {
+		one := func(int) string { return customer }
 		c.hold()
-		before := c.storm(customer, func() {
+		before := c.storm(one, func() {
 			pgtest.AwaitBlocked(c.t, c.url, 2)
 			c.orders.kill()
 			c.release()
 		})
 		c.restart()
-		before = append(before, c.storm(customer, func() {})...)
+		before = append(before, c.storm(one, func() {})...)
 		return c.again(customer, before...)
 	},
+	together: func(c *crashes, customer string) error {
+		each := func(n int) string { return fmt.Sprint(customer, "-", n) }
+		c.hold()
+		before := c.storm(each, func() {
+			pgtest.AwaitBlocked(c.t, c.url, 2) // one order in each transaction; all others wait
+			c.release()
+			c.hold()
+			pgtest.AwaitBlocked(c.t, c.url, 1) // many in one
+			c.orders.kill()
+			c.exec(endBlockedSQL)
+			c.release()
+		})
+		c.restart()
+		var wrong []error
+		for n, a := range before {
+			if placed := c.count(ordersOfSQL, each(n)); a.err == nil && a.status == http.StatusAccepted && placed != 1 {
+				wrong = append(wrong, errors.New("an order was accepted and is not there"))
+			}
+			wrong = append(wrong, c.again(each(n), a))
+		}
+		return errors.Join(wrong...)
+	},
 }
+
+const together = "killed while 64 clients' orders share a transaction"
+
+// endBlockedSQL ends what waits for a lock.
+const endBlockedSQL = `
+SELECT pg_terminate_backend(pid, 10000)
+FROM pg_stat_activity
+WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0`
 
 // cut places an order whose COMMIT meets a network that breaks. The process commits other things too: when it was
 // one of those, the next order it is.
@@ -355,12 +386,13 @@ func (c *crashes) cut(how nettest.Cut, customer string) error {
 	return errors.New("no order's COMMIT was cut")
 }
 
-// storm has 64 clients place one order, strikes while they wait, and returns what they were told.
-func (c *crashes) storm(customer string, strike func()) []answer {
+// storm has 64 clients place the order of the customer that it names, strikes while they wait, and returns what they
+// were told.
+func (c *crashes) storm(customer func(client int) string, strike func()) []answer {
 	answers := make([]answer, 64)
 	var wait sync.WaitGroup
 	for i := range answers {
-		wait.Go(func() { answers[i] = c.place(customer) })
+		wait.Go(func() { answers[i] = c.place(customer(i)) })
 	}
 	strike()
 	wait.Wait()
@@ -475,37 +507,40 @@ func (c *crashes) published() {
 // The tests are worth what they catch.
 func TestCrashesFindPlantedFaults(t *testing.T) {
 	binary := mutants.Build(t, []mutants.Fault{
-		{"producers/httpapi/idempotency.go", "defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()",
+		{"producers/httpapi/idempotency.go", "for _, s := range c.statements {",
 			`if planted("the key has a transaction of its own") {
-		if err := tx.Commit(ctx); err != nil {
-			return Response{}, err
+			if err := o.pool.SendBatch(ctx, &batch).Close(); err != nil {
+				return err
+			}
+			batch = pgx.Batch{}
 		}
-		if tx, err = pipeline.Lazy(ctx, pool, func(*pgx.Batch) {}); err != nil {
-			return Response{}, err
-		}
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()`},
-		{"producers/httpapi/idempotency.go", "	if err := tx.Commit(ctx); err != nil {\n		return Response{}, fmt.Errorf(\"committing an effect",
+		for _, s := range c.statements {`},
+		{"producers/httpapi/idempotency.go", "if err := o.share(ctx, c); err != nil {",
 			`if planted("the reply comes before the COMMIT") {
-		late := tx
-		if tx, err = pipeline.Lazy(ctx, pool, func(*pgx.Batch) {}); err != nil {
-			return Response{}, err
+			go o.share(context.WithoutCancel(ctx), c)
+			return c.response, nil
 		}
-		go late.Commit(context.WithoutCancel(ctx))
-		return response, nil
+		if err := o.share(ctx, c); err != nil {`},
+		{"producers/httpapi/group.go", "err = g.run(ctx, calls)", `if planted("those that share are told before the COMMIT") {
+		for _, c := range all[1:] {
+			c.turn <- false
+			c.turn = make(chan bool, 1)
+		}
 	}
-	if err := tx.Commit(ctx); err != nil {
-		return Response{}, fmt.Errorf("committing an effect`},
-		{"producers/httpapi/idempotency.go", "batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {",
-			`if planted("keys are not kept") {
-			sql, arguments = "SELECT 1", nil
+	err = g.run(ctx, calls)`},
+		{"producers/httpapi/idempotency.go", "batch.Queue(claimAnsweredSQL,", `if planted("keys are not kept") {
+			for _, s := range c.statements {
+				batch.Queue(s.SQL, s.Arguments...)
+			}
+			continue
 		}
-		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {`},
+		batch.Queue(claimAnsweredSQL,`},
 	}, "build", "converge/cmd/converge")
 	for fault, verdict := range map[string]struct{ blow, says string }{
-		"the key has a transaction of its own": {"killed before the COMMIT", "status 500"},
-		"the reply comes before the COMMIT":    {"killed before the COMMIT", "answered before it was done"},
-		"keys are not kept":                    {"killed after the COMMIT, before it knows", "the order was not found"},
+		"the key has a transaction of its own":        {"killed before the COMMIT", "0 orders were placed"},
+		"the reply comes before the COMMIT":           {"killed before the COMMIT", "answered before it was done"},
+		"those that share are told before the COMMIT": {together, "was accepted and is not there"},
+		"keys are not kept":                           {"killed after the COMMIT, before it knows", "the order was not found"},
 	} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()

@@ -1,7 +1,6 @@
-// Package pipeline is a PostgreSQL transaction in few round trips, one at best: BEGIN travels with the first
-// statements, and statements whose outcome nobody waits for travel with the next one, or with COMMIT. A transaction
-// that is one round trip needs neither BEGIN nor COMMIT: the statements of a pipeline up to its Sync are one
-// transaction (PostgreSQL's documentation, 55.2.4, Pipelining).
+// Package pipeline is a PostgreSQL transaction in few round trips, two at best: BEGIN travels with the first
+// statements, and statements whose outcome nobody waits for travel with the next one, or with COMMIT. What has put
+// off all of its statements can be handed over to be run in one.
 //
 // The guarantee: the server sees the statements in the order in which they were given, so that a
 // transaction means what it would mean one by one; an error of a statement that was put off is the error of
@@ -22,7 +21,8 @@ import (
 // Tx is a transaction, or a savepoint in one. Like any pgx.Tx it belongs to one goroutine at a time.
 type Tx struct {
 	pgx.Tx
-	conn   *pgxpool.Conn // nil for a savepoint
+	pool   *pgxpool.Pool // nil for a savepoint
+	conn   *pgxpool.Conn // nil for a savepoint, and as long as none is needed
 	outer  *Tx           // of a savepoint
 	later  pgx.Batch
 	after  []func()
@@ -37,10 +37,7 @@ type Tx struct {
 // Begin begins a transaction and runs the statements that queue adds, in one round trip. On an error there
 // is no transaction. Otherwise the caller ends it by Commit or Rollback.
 func Begin(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue func(*pgx.Batch)) (*Tx, error) {
-	t, err := Lazy(ctx, pool, queue)
-	if err != nil {
-		return nil, err
-	}
+	t := Lazy(pool, queue)
 	if err := t.start(ctx, options); err != nil {
 		return nil, err
 	}
@@ -48,16 +45,21 @@ func Begin(ctx context.Context, pool *pgxpool.Pool, options pgx.TxOptions, queue
 }
 
 // Lazy returns a transaction that is yet to begin, with the statements that queue will add: when somebody waits
-// for the outcome of a statement, or at Commit, and then all of it is one round trip. Its isolation is the
-// session's. When a statement of queue's fails, so does whatever made the transaction begin, with the statement's
-// error, and all that is asked of the transaction later; what was put off has not happened. The caller ends it by
-// Commit or Rollback.
-func Lazy(ctx context.Context, pool *pgxpool.Pool, queue func(*pgx.Batch)) (*Tx, error) {
-	conn, err := pool.Acquire(ctx)
-	if err != nil {
-		return nil, err
+// for the outcome of a statement, or at Commit. Until then it has no connection. Its isolation is the session's.
+// When a statement of queue's fails, so does whatever made the transaction begin, with the statement's error, and all
+// that is asked of the transaction later; what was put off has not happened. The caller ends it by Commit, Rollback or
+// HandOver.
+func Lazy(pool *pgxpool.Pool, queue func(*pgx.Batch)) *Tx { return &Tx{pool: pool, begin: queue} }
+
+// HandOver ends a transaction that has not begun, and returns the statements that were put off, without those of
+// queue's: the caller runs them, perhaps with those of others, and calls committed once they have committed. When
+// the transaction has begun or ended, ok is false and nothing has changed.
+func (t *Tx) HandOver() (statements []*pgx.QueuedQuery, committed func(), ok bool) {
+	if t.begin == nil || t.closed {
+		return nil, nil, false
 	}
-	return &Tx{conn: conn, begin: queue}, nil
+	statements, t.later, t.begin, t.failed, t.closed = t.later.QueuedQueries, pgx.Batch{}, nil, pgx.ErrTxClosed, true
+	return statements, t.told, true
 }
 
 // Start has a transaction begin that has not, and runs what was put off. It returns why the transaction could not
@@ -66,6 +68,10 @@ func (t *Tx) Start(ctx context.Context) error { return t.start(ctx, pgx.TxOption
 
 func (t *Tx) start(ctx context.Context, options pgx.TxOptions) error {
 	if t.begin == nil {
+		return t.failed
+	}
+	if t.conn, t.failed = t.pool.Acquire(ctx); t.failed != nil {
+		t.begin, t.closed = nil, true
 		return t.failed
 	}
 	var batch pgx.Batch
@@ -168,20 +174,24 @@ func (t *Tx) Commit(ctx context.Context) error {
 		t.outer.after = append(t.outer.after, t.after...)
 		return t.Tx.Commit(ctx)
 	}
+	if err := t.Start(ctx); err != nil {
+		return err
+	}
 	if err := t.commit(ctx); err != nil {
 		return err
 	}
+	t.told()
+	return nil
+}
+
+func (t *Tx) told() {
 	for _, f := range t.after {
 		f()
 	}
-	return nil
 }
 
 func (t *Tx) commit(ctx context.Context) error {
 	defer t.abandon()
-	if t.begin != nil { // the Sync behind the batch commits it, or says why not
-		return t.conn.SendBatch(ctx, t.take(&pgx.Batch{})).Close()
-	}
 	if t.later.Len() == 0 {
 		return t.Tx.Commit(ctx)
 	}
@@ -208,10 +218,13 @@ func (t *Tx) Rollback(ctx context.Context) error {
 	return t.Tx.Rollback(ctx)
 }
 
-// Conn implements pgx.Tx.
+// Conn implements pgx.Tx. A transaction that has not begun has none.
 func (t *Tx) Conn() *pgx.Conn {
-	if t.outer != nil {
+	switch {
+	case t.outer != nil:
 		return t.outer.Conn()
+	case t.conn == nil:
+		return nil
 	}
 	return t.conn.Conn()
 }

@@ -247,25 +247,93 @@ func TestABeginningThatFailsLeavesNoTransaction(t *testing.T) {
 	notes(t, pool)
 }
 
-func TestATransactionThatIsPutOffWholeTakesOneRoundTrip(t *testing.T) {
+func TestATransactionThatIsPutOffWholeTakesTwoRoundTrips(t *testing.T) {
 	t.Parallel()
 	pool, count := open(t)
-	tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
-	must(t, err)
+	tx := Lazy(pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
 	must(t, Exec(t.Context(), tx, noteSQL, 2))
 	told := 0
 	After(tx, func() { told++ })
-	if n := count.n.Load(); n != 0 || told != 0 {
-		t.Errorf("%d round trips before it began, told %d times", n, told)
+	if n := count.n.Load(); n != 0 || told != 0 || tx.Conn() != nil {
+		t.Errorf("%d round trips before it began, told %d times, the connection is %v", n, told, tx.Conn())
 	}
 	must(t, tx.Commit(t.Context()))
-	if n := count.n.Load(); n != 1 || told != 1 {
-		t.Errorf("%d round trips, told %d times, want 1 and 1", n, told)
+	if n := count.n.Load(); n != 2 || told != 1 {
+		t.Errorf("%d round trips, told %d times, want 2 and 1", n, told)
 	}
 	notes(t, pool, 1, 2)
 }
 
-// A pipeline is a transaction: whichever statement refuses, and be it only when all are done, nothing has happened.
+// What is handed over is run by somebody else, once; the transaction itself is over.
+func TestWhatHasNotBegunCanBeHandedOver(t *testing.T) {
+	t.Parallel()
+	pool, count := open(t)
+	tx := Lazy(pool, func(*pgx.Batch) { t.Error("it began") })
+	must(t, Exec(t.Context(), tx, noteSQL, 1))
+	var batch pgx.Batch
+	batch.Queue(noteSQL, 2)
+	must(t, Send(t.Context(), tx, &batch))
+	told := 0
+	After(tx, func() { told++ })
+	statements, committed, ok := tx.HandOver()
+	if !ok || len(statements) != 2 || statements[0].SQL != noteSQL || statements[1].Arguments[0] != 2 || told != 0 || count.n.Load() != 0 {
+		t.Fatalf("handed over %v %v, told %d times, %d round trips", ok, statements, told, count.n.Load())
+	}
+	if committed(); told != 1 {
+		t.Errorf("told %d times", told)
+	}
+	for name, way := range map[string]func() error{
+		"Commit":   func() error { return tx.Commit(t.Context()) },
+		"Rollback": func() error { return tx.Rollback(t.Context()) },
+		"Exec":     func() error { _, err := tx.Exec(t.Context(), noteSQL, 3); return err },
+	} {
+		if err := way(); !errors.Is(err, pgx.ErrTxClosed) {
+			t.Errorf("%s after it was handed over: %v", name, err)
+		}
+	}
+	if _, _, ok := tx.HandOver(); ok {
+		t.Error("handed over twice")
+	}
+	notes(t, pool)
+}
+
+func TestWhatHasBegunCannotBeHandedOver(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	tx := Lazy(pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	must(t, tx.Start(t.Context()))
+	must(t, Exec(t.Context(), tx, noteSQL, 2))
+	if _, _, ok := tx.HandOver(); ok {
+		t.Error("handed over what has begun")
+	}
+	must(t, tx.Commit(t.Context()))
+	notes(t, pool, 1, 2)
+	gone := Lazy(pool, func(*pgx.Batch) {})
+	must(t, gone.Rollback(t.Context()))
+	if _, _, ok := gone.HandOver(); ok {
+		t.Error("handed over what was rolled back")
+	}
+}
+
+// Without a connection nothing begins, and nothing is kept for later.
+func TestATransactionThatGetsNoConnectionDoesNothing(t *testing.T) {
+	t.Parallel()
+	pool, _ := open(t)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	tx := Lazy(pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
+	for range 2 {
+		if err := tx.Commit(over); !errors.Is(err, context.Canceled) {
+			t.Errorf("Commit: %v", err)
+		}
+	}
+	if err := tx.Commit(t.Context()); !errors.Is(err, context.Canceled) {
+		t.Errorf("Commit later: %v", err)
+	}
+	notes(t, pool)
+}
+
+// Whichever statement refuses, and be it only when all are done, nothing has happened.
 func TestATransactionThatIsPutOffWholeHappensOrDoesNot(t *testing.T) {
 	t.Parallel()
 	pool, _ := open(t)
@@ -277,8 +345,7 @@ func TestATransactionThatIsPutOffWholeHappensOrDoesNot(t *testing.T) {
 		"what is put off":      {"INSERT INTO late VALUES (7), (7)", "INSERT INTO notes VALUES (5)"},
 		"what is put off last": {"INSERT INTO notes VALUES (6)", "INSERT INTO late VALUES (8), (8)"},
 	} {
-		tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue("INSERT INTO notes VALUES (0)") })
-		must(t, err)
+		tx := Lazy(pool, func(b *pgx.Batch) { b.Queue("INSERT INTO notes VALUES (0)") })
 		After(tx, func() { t.Errorf("%s: told", name) })
 		for _, sql := range statements {
 			must(t, Exec(t.Context(), tx, sql))
@@ -306,8 +373,7 @@ func TestATransactionThatCannotBeginDoesNothing(t *testing.T) {
 		"Begin":   func(tx *Tx) error { _, err := tx.Begin(t.Context()); return err },
 	}
 	for name, way := range ways {
-		tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
-		must(t, err)
+		tx := Lazy(pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
 		After(tx, func() { t.Errorf("%s: told", name) })
 		must(t, Exec(t.Context(), tx, noteSQL, 2))
 		if err := way(tx); !duplicate(err) {
@@ -327,8 +393,7 @@ func TestATransactionThatCannotBeginDoesNothing(t *testing.T) {
 func TestATransactionThatNeverBeganIsRolledBackWithoutAWord(t *testing.T) {
 	t.Parallel()
 	pool, count := open(t)
-	tx, err := Lazy(t.Context(), pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
-	must(t, err)
+	tx := Lazy(pool, func(b *pgx.Batch) { b.Queue(noteSQL, 1) })
 	must(t, Exec(t.Context(), tx, noteSQL, 2))
 	must(t, tx.Rollback(t.Context()))
 	if n := count.n.Load(); n != 0 {

@@ -138,10 +138,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	recorder := &recorder{ResponseWriter: w}
 	recorder.Header().Set("X-Request-Id", id)
 	recorder.Header().Set("X-Content-Type-Options", "nosniff")
-	r = r.WithContext(withRequest(r, id))
 	tenant, stranger := a.cfg.Tokens.tenant(r)
 	taken := &place{}
-	r = r.WithContext(context.WithValue(context.WithValue(r.Context(), tenantKey{}, tenant), placeKey{}, taken))
+	r = r.WithContext(context.WithValue(context.WithValue(withRequest(r, id), tenantKey{}, tenant), placeKey{}, taken))
 	handler, pattern := a.mux.Handler(r)
 	defer func() { a.finish(recorder, r, pattern, began, taken.waited, recover()) }()
 	if r.ContentLength != 0 {
@@ -213,9 +212,10 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 // clientLeft is what log and metrics say of a request that nobody waits for any more; it is not sent.
 const clientLeft = 499
 
-func unavailable(err error) bool {
-	class := event.Classify(err)
-	return class == event.ClassInfrastructure || class == event.ClassContention ||
+func unavailable(err error) bool { return outage(err) || event.Classify(err) == event.ClassContention }
+
+func outage(err error) bool {
+	return event.Classify(err) == event.ClassInfrastructure ||
 		errors.Is(err, io.ErrUnexpectedEOF) // a connection to the database that ended; a body's end has a problem of its own
 }
 

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -62,13 +64,15 @@ func (r Response) Write(w http.ResponseWriter) error {
 
 // Effect does what a request asks for, inside tx, and renders the answer. An error undoes it, and the key
 // stays free. It may run before its key is known to be free, and all that it does is undone when the key is
-// not; so it changes nothing but by tx, and leaves what is to be counted or told to [pipeline.After]. An effect
-// that waits for no statement's outcome takes one round trip to the database, COMMIT included.
+// not; so it changes nothing but by tx, and leaves what is to be counted or told to [pipeline.After].
+//
+// An effect that waits for no statement's outcome takes one round trip to the database, COMMIT included, which
+// under load it shares with others, and the transaction as well: its statements are quick and make no settings.
 type Effect func(ctx context.Context, tx pgx.Tx, r *http.Request, body *Body) (Response, error)
 
 // A key that is taken is an error of the claim's, 23505, after the wait for whoever has taken it: the statements
-// behind it in the batch are passed over then, COMMIT included. The wait is bounded by the statement itself: its
-// WHERE is looked at before a row is written, and is one statement less.
+// behind it in the batch are passed over then. The wait is bounded by the statement itself: its WHERE is looked at
+// before a row is written, and is one statement less.
 const (
 	claimKeySQL = `
 INSERT INTO idempotency_keys (tenant, operation, key, fingerprint)
@@ -94,45 +98,79 @@ WHERE tenant = $1 AND operation = $2 AND key = $3`
 // meets another with its key waits for that one's end; the unique index does the waiting. A key is one tenant's,
 // for one operation. After [Config.KeyRetention] its answer is no longer given, and its effect still not repeated.
 func (a *API) Idempotent(pool *pgxpool.Pool, operation string, effect Effect) Handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		raw, err := a.readRaw(w, r)
-		if err != nil {
-			return err
-		}
-		if err := checkMedia(r, mediaJSON); err != nil {
-			return err
-		}
-		key, err := readKey(r)
-		if err != nil {
-			return err
-		}
-		body, err := parseBody(raw)
-		if err != nil {
-			return err
-		}
-		_, route, _ := strings.Cut(r.Pattern, " ")
-		count := func(result string) { a.metrics.idempotency.WithLabelValues(route, result).Inc() }
-		response, replayed, err := a.once(r, pool, operation, key, body, effect)
-		switch {
-		case isProblem(err, KeyInFlight):
-			count(keyInFlight)
-			return err
-		case isProblem(err, KeyReused):
-			count(keyReused)
-			return err
-		case isProblem(err, KeyExpired):
-			count(keyExpired)
-			return err
-		case err != nil:
-			return err
-		case replayed:
-			count(keyReplayed)
-			w.Header().Set("Idempotency-Replayed", "true")
-		default:
-			count(keyFresh)
-		}
-		return response.Write(w)
+	return newOnce(a, pool, operation, effect).handle
+}
+
+// once has the effect of one operation once per key. It is safe for concurrent use.
+//
+// The guarantee: a request is answered as fresh after its key, its effect and its answer have committed, in one
+// transaction; whoever else brings the key is answered as a replay, or refused. Requests may share that
+// transaction; what fails in a shared one is tried again alone, so that none fails for another's fault. It fails
+// to hold for an effect that changes something other than by its transaction.
+type once struct {
+	api       *API
+	pool      *pgxpool.Pool
+	operation string
+	effect    Effect
+	claims    group[*claim]
+	lookups   group[*lookup]
+}
+
+const (
+	// lanes is how many transactions that requests share are under way at once, of one operation: while the database
+	// flushes one, it can work on the next. More make them smaller.
+	lanes = 2
+	// shares bounds the requests in one.
+	shares = 64
+	// sharedWait is how long those that share a transaction wait for a lock that one of them needs.
+	sharedWait = 5 * time.Millisecond
+)
+
+func newOnce(a *API, pool *pgxpool.Pool, operation string, effect Effect) *once {
+	o := &once{api: a, pool: pool, operation: operation, effect: effect}
+	o.claims = group[*claim]{run: o.commit, lanes: lanes, most: shares}
+	o.lookups = group[*lookup]{run: o.look, lanes: lanes, most: shares}
+	return o
+}
+
+func (o *once) handle(w http.ResponseWriter, r *http.Request) error {
+	raw, err := o.api.readRaw(w, r)
+	if err != nil {
+		return err
 	}
+	if err := checkMedia(r, mediaJSON); err != nil {
+		return err
+	}
+	key, err := readKey(r)
+	if err != nil {
+		return err
+	}
+	body, err := parseBody(raw)
+	if err != nil {
+		return err
+	}
+	_, route, _ := strings.Cut(r.Pattern, " ")
+	count := func(result string) { o.api.metrics.idempotency.WithLabelValues(route, result).Inc() }
+	response, replayed, err := o.answer(r, key, body)
+	switch {
+	case isProblem(err, KeyInFlight):
+		count(keyInFlight)
+		return err
+	case isProblem(err, KeyReused):
+		count(keyReused)
+		return err
+	case isProblem(err, KeyExpired):
+		count(keyExpired)
+		return err
+	case err != nil:
+		return err
+	case replayed:
+		count(keyReplayed)
+		w.Header().Set("Idempotency-Replayed", "true")
+	default:
+		count(keyFresh)
+	}
+	return response.Write(w)
 }
 
 func isProblem(err error, name string) bool {
@@ -140,20 +178,51 @@ func isProblem(err error, name string) bool {
 	return errors.As(err, &e) && e.Problem.Type == "/problems/"+name
 }
 
-// once has the effect, or finds the answer of the request that had it.
-func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, body *Body, effect Effect) (response Response, replayed bool, err error) {
+// claim is one request's wish to own a key.
+type claim struct {
+	tenant      string
+	key         string // its digest
+	fingerprint []byte
+	held        bool // the key is its transaction's
+
+	// Of an effect that waits for nothing:
+	response   Response
+	headers    []byte // the response's, in JSON
+	statements []*pgx.QueuedQuery
+	shared     bool // by the transaction that it was last in
+}
+
+func (c *claim) hold(pgconn.CommandTag) error {
+	c.held = true
+	return nil
+}
+
+// digest is what is stored of a key: PostgreSQL logs that of a row which is there already, and what clients send
+// has no place there.
+func digest(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:])
+}
+
+// wariness is after how many fresh keys in a row it is forgotten that keys come again. A key that comes again
+// is cheaper to look up than to stumble over, one that is fresh need not be looked up; the index decides either
+// way.
+const wariness = 100
+
+// answer has the effect, or finds the answer of the request that had it.
+func (o *once) answer(r *http.Request, key string, body *Body) (response Response, replayed bool, err error) {
 	// An effect that has begun is finished: a client that leaves must find the same answer later.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.cfg.BodyTime+a.cfg.KeyWait)
+	ctx, cancel := o.bounded(r.Context())
 	defer cancel()
-	c := claim{tenant: Tenant(ctx), operation: operation, key: digest(key), fingerprint: fingerprintOf(r, body.raw)}
-	if a.wary.Load() > 0 {
-		response, found, err := a.replay(ctx, pool, &c)
+	c := &claim{tenant: Tenant(ctx), key: digest(key), fingerprint: fingerprintOf(r, body.raw)}
+	if o.api.wary.Load() > 0 {
+		response, found, err := o.replay(ctx, c)
 		if found || err != nil {
 			return response, found, err
 		}
-		a.wary.Add(-1)
+		o.api.wary.Add(-1)
 	}
-	response, err = a.claim(ctx, pool, &c, r, body, effect)
+	response, err = o.claim(ctx, c, r, body)
 	switch {
 	case err == nil:
 		return response, false, nil
@@ -164,75 +233,86 @@ func (a *API) once(r *http.Request, pool *pgxpool.Pool, operation, key string, b
 	case !taken(err):
 		return Response{}, false, fmt.Errorf("claiming an idempotency key: %w", err)
 	}
-	a.wary.Store(wariness)
-	response, found, err := a.replay(ctx, pool, &c)
+	o.api.wary.Store(wariness)
+	response, found, err := o.replay(ctx, c)
 	if err == nil && !found {
 		err = errors.New("a taken idempotency key is not there")
 	}
 	return response, true, err
 }
 
-// wariness is after how many fresh keys in a row it is forgotten that keys come again. A key that comes again
-// is cheaper to look up than to stumble over, one that is fresh need not be looked up; the index decides either
-// way.
-const wariness = 100
-
-// claim is one request's wish to own a key.
-type claim struct {
-	tenant, operation string
-	key               string // its digest
-	fingerprint       []byte
-	held              bool // the key is this transaction's
-}
-
-// digest is what is stored of a key: PostgreSQL logs that of a row which is there already, and what clients send
-// has no place there.
-func digest(key string) string {
-	sum := sha256.Sum256([]byte(key))
-	return hex.EncodeToString(sum[:])
+// bounded returns a context that outlives the client, and ends when a request has taken as long as it may.
+func (o *once) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), o.api.cfg.BodyTime+o.api.cfg.KeyWait)
 }
 
 // claim has the effect and commits it with the key and the answer. When it returns an error and the key is not
 // held, the error is the claim's.
-func (a *API) claim(ctx context.Context, pool *pgxpool.Pool, c *claim, r *http.Request, body *Body, effect Effect) (response Response, err error) {
-	var headers []byte
-	rendered, begun := false, false
-	tx, err := pipeline.Lazy(ctx, pool, func(batch *pgx.Batch) {
-		begun = true
-		sql, arguments := claimKeySQL, []any{c.tenant, c.operation, c.key, c.fingerprint, fmt.Sprintf("%dms", a.cfg.KeyWait.Milliseconds())}
-		if rendered {
-			sql, arguments = claimAnsweredSQL, append(arguments, response.Status, string(headers), response.Body)
-		}
-		batch.Queue(sql, arguments...).Exec(func(pgconn.CommandTag) error {
-			c.held = true
-			return nil
-		})
+func (o *once) claim(ctx context.Context, c *claim, r *http.Request, body *Body) (Response, error) {
+	tx := pipeline.Lazy(o.pool, func(batch *pgx.Batch) {
+		batch.Queue(claimKeySQL, c.tenant, o.operation, c.key, c.fingerprint, milliseconds(o.api.cfg.KeyWait)).Exec(c.hold)
 	})
-	if err != nil {
-		return Response{}, err
-	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit it does nothing
-	if response, err = effect(ctx, tx, r, body); err != nil {
+	var err error
+	if c.response, err = o.effect(ctx, tx, r, body); err != nil {
 		if begin := tx.Start(ctx); begin != nil && !c.held { // whose key it is comes before what is wrong with the request
 			return Response{}, begin
 		}
 		return Response{}, err
 	}
-	if headers, err = json.Marshal(response.Header); err != nil {
+	if c.headers, err = json.Marshal(c.response.Header); err != nil {
 		c.held = true
 		return Response{}, fmt.Errorf("storing an answer: %w", err)
 	}
-	rendered = true
-	if begun {
-		if err := pipeline.Exec(ctx, tx, answerKeySQL, c.tenant, c.operation, c.key, response.Status, string(headers), response.Body); err != nil {
-			return Response{}, fmt.Errorf("storing an answer: %w", err)
+	if statements, committed, ok := tx.HandOver(); ok {
+		c.statements = statements
+		if err := o.share(ctx, c); err != nil {
+			return Response{}, fmt.Errorf("committing an effect: %w", err)
 		}
+		committed()
+		return c.response, nil
+	}
+	if err := pipeline.Exec(ctx, tx, answerKeySQL, c.tenant, o.operation, c.key, c.response.Status, string(c.headers), c.response.Body); err != nil {
+		return Response{}, fmt.Errorf("storing an answer: %w", err)
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return Response{}, fmt.Errorf("committing an effect: %w", err)
 	}
-	return response, nil
+	return c.response, nil
 }
+
+// share commits a claim that waits for nothing, in a transaction with others that come at the same time. When
+// that fails and the database is there, who of them is to blame shows when each is alone.
+func (o *once) share(ctx context.Context, c *claim) error {
+	err := o.claims.do(ctx, c)
+	if err != nil && c.shared && !outage(err) {
+		err = o.commit(ctx, []*claim{c})
+	}
+	return err
+}
+
+// commit commits the claims in one round trip: a pipeline up to its Sync is a transaction (PostgreSQL's
+// documentation, 55.2.4, Pipelining).
+func (o *once) commit(ctx context.Context, claims []*claim) error {
+	ctx, cancel := o.bounded(ctx) // not by how long the first of them has waited
+	defer cancel()
+	shared, wait := len(claims) > 1, o.api.cfg.KeyWait
+	if shared {
+		wait = min(wait, sharedWait)
+	}
+	var batch pgx.Batch
+	for _, c := range claims {
+		c.held, c.shared = false, shared
+		batch.Queue(claimAnsweredSQL, c.tenant, o.operation, c.key, c.fingerprint, milliseconds(wait),
+			c.response.Status, string(c.headers), c.response.Body).Exec(c.hold)
+		for _, s := range c.statements { // queued anew: once sent, a query knows its statement by a name of that connection's
+			batch.Queue(s.SQL, s.Arguments...)
+		}
+	}
+	return o.pool.SendBatch(ctx, &batch).Close()
+}
+
+func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
 
 // taken reports SQLSTATE 23505.
 func taken(err error) bool {
@@ -240,27 +320,53 @@ func taken(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "23505"
 }
 
+// lookup is the question for a key's stored answer.
+type lookup struct {
+	of          *claim
+	found       bool
+	fingerprint []byte
+	response    Response
+	headers     []byte
+	expired     bool
+}
+
+// look asks for several answers in one round trip.
+func (o *once) look(ctx context.Context, lookups []*lookup) error {
+	ctx, cancel := o.bounded(ctx)
+	defer cancel()
+	var batch pgx.Batch
+	for _, l := range lookups {
+		batch.Queue(storedKeySQL, l.of.tenant, o.operation, l.of.key, o.api.cfg.KeyRetention).QueryRow(func(row pgx.Row) error {
+			err := row.Scan(&l.fingerprint, &l.response.Status, &l.headers, &l.response.Body, &l.expired)
+			l.found = err == nil
+			if errors.Is(err, pgx.ErrNoRows) {
+				err = nil
+			}
+			return err
+		})
+	}
+	return o.pool.SendBatch(ctx, &batch).Close()
+}
+
 // replay returns the stored answer, if there is one. What was created then is 200 now. Of an expired key there is
 // only to say where its resource is; what the retry asks for does not matter any more.
-func (a *API) replay(ctx context.Context, pool *pgxpool.Pool, c *claim) (response Response, found bool, err error) {
-	var stored, headers []byte
-	var expired bool
-	err = pool.QueryRow(ctx, storedKeySQL, c.tenant, c.operation, c.key, a.cfg.KeyRetention).
-		Scan(&stored, &response.Status, &headers, &response.Body, &expired)
-	if errors.Is(err, pgx.ErrNoRows) {
+func (o *once) replay(ctx context.Context, c *claim) (response Response, found bool, err error) {
+	stored := &lookup{of: c}
+	if err := o.lookups.do(ctx, stored); err != nil {
+		return Response{}, false, fmt.Errorf("reading a stored answer: %w", err)
+	}
+	if !stored.found {
 		return Response{}, false, nil
 	}
-	if err != nil {
-		return Response{}, false, fmt.Errorf("reading a stored answer: %w", err)
-	}
-	if !expired && string(stored) != string(c.fingerprint) {
+	if !stored.expired && string(stored.fingerprint) != string(c.fingerprint) {
 		return Response{}, false, Fail(KeyReused, "")
 	}
-	if err := json.Unmarshal(headers, &response.Header); err != nil {
+	response = stored.response
+	if err := jsonv2.Unmarshal(stored.headers, &response.Header); err != nil {
 		return Response{}, false, fmt.Errorf("reading a stored answer: %w", err)
 	}
-	if expired {
-		e := Fail(KeyExpired, fmt.Sprintf("answers are kept for %v", a.cfg.KeyRetention))
+	if stored.expired {
+		e := Fail(KeyExpired, fmt.Sprintf("answers are kept for %v", o.api.cfg.KeyRetention))
 		e.Problem.Resource = response.Header["Location"]
 		return Response{}, false, e
 	}
