@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"converge/internal/kafkaauth"
@@ -35,10 +37,19 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	c.listener.guarded = api.Tokens.Required()
+	collectLess()
 	n := newNode(log)
 	n.addServices(chosen, serviceConfig{connection: c.connection, encoding: c.encoding, retention: c.retention, reading: c.reading, slot: c.Slot,
 		api: api, orderDeadline: c.OrderDeadline, maxConns: connsApart})
 	return n.run(ctx, c.listener)
+}
+
+// collectLess lets garbage grow to twice what is kept before it is collected, unless GOGC says otherwise; Go's default
+// is once. A service keeps few megabytes and makes many, and the collector takes its time from the requests.
+func collectLess() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(200)
+	}
 }
 
 type consoleCmd struct {

@@ -22,7 +22,7 @@ var (
 	requests = flag.Int("bench.requests", 50, "requests of each kind and round in SQL")
 	rounds   = flag.Int("bench.rounds", 1, "how often each kind has its turn")
 	seconds  = flag.Float64("bench.seconds", 0.3, "how long requests come at each rate")
-	first    = flag.Int("bench.first", 200, "the lowest rate, a second; each step adds a half until p99 is above 20 ms twice in a row")
+	first    = flag.Int("bench.first", 200, "the lowest rate, a second; each step adds a half until p99 is above 20 ms twice in a row, the last one a quarter")
 	last     = flag.Int("bench.last", 300, "the highest rate that is tried")
 	clients  = flag.Int("bench.clients", 64, "connections")
 	out      = flag.String("bench.json", "", "also write the results to this file")
@@ -117,9 +117,9 @@ func (b *bench) table() string {
 	_ = w.Flush() // to memory
 	fmt.Fprintln(&text)
 	w = tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "over HTTP\tdue/s\tanswered/s\tp50 ms\tp99 ms\tmost ms\tCPU s per 1000: server\tPostgreSQL\tload\tothers %\tRSS MB\t")
+	fmt.Fprintln(w, "over HTTP\tdue/s\tanswered/s\tp50 ms\tp99 ms\tmost ms\ta transaction\tCPU s per 1000: server\tPostgreSQL\tload\tothers %\tRSS MB\t")
 	for _, s := range b.found.Steps {
-		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.2f\t%.2f\t%.2f\t%.3f\t%.3f\t%.3f\t%.0f\t%d\t\n", s.Kind, s.Due, s.Answered, s.P50, s.P99, s.Most,
+		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.2f\t%.2f\t%.2f\t%.1f\t%.3f\t%.3f\t%.3f\t%.0f\t%d\t\n", s.Kind, s.Due, s.Answered, s.P50, s.P99, s.Most, s.Shared,
 			s.CPU.Server, s.CPU.PostgreSQL, s.CPU.Load, s.Machine.Stolen+s.Machine.Other, s.RSS>>20)
 	}
 	_ = w.Flush()
