@@ -93,7 +93,7 @@ bench-consumers: ## the consumer runtime beside a transaction per event, on a re
 bench-http: ## an idempotent POST beside a bare durable INSERT, and over HTTP at rising rates (SMALL=1 is a minute; ROUNDS, JSON)
 	$(GO) test -count=1 -timeout 2h -v -run '^TestBenchHTTP$$' ./producers/bench $(if $(SMALL), \
 		-bench.requests=200 -bench.seconds=1 -bench.first=500 -bench.last=4000, \
-		-bench.requests=2000 -bench.seconds=10 -bench.first=1000 -bench.last=60000) \
+		-bench.requests=2000 -bench.seconds=10 -bench.first=1100 -bench.last=60000) \
 		-bench.rounds=$(or $(ROUNDS),$(if $(SMALL),1,5)) $(if $(JSON),-bench.json=$(abspath $(JSON)))
 
 clean: ## remove what run, demo and build made

@@ -44,11 +44,11 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) error {
 	return n.run(ctx, c.listener)
 }
 
-// collectLess lets garbage grow to twice what is kept before it is collected, unless GOGC says otherwise; Go's default
-// is once. A service keeps few megabytes and makes many, and the collector takes its time from the requests.
+// collectLess lets garbage grow to four times what is kept before it is collected, unless GOGC says otherwise; Go's
+// default is once. A service keeps few megabytes and makes many, and the collector takes its time from the requests.
 func collectLess() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200)
+		debug.SetGCPercent(400)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -118,6 +119,7 @@ func (b *bench) serve() *server {
 // overHTTP raises the rate of each kind by half until two in a row are too high, in every round, and then tries one
 // more, between the highest that was not and the next.
 func (b *bench) overHTTP() {
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // the load generator's garbage is nobody's concern
 	s := b.serve()
 	b.step(s, step{Kind: fresh, Due: *first, Round: -1}) // warms up, and is not counted
 	for round := range *rounds {

@@ -2,12 +2,12 @@ package bench
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,12 +51,41 @@ func (c *client) send(key string) (int, error) {
 	if _, err := c.conn.Write(post(c.addr, key)); err != nil {
 		return 0, err
 	}
-	res, err := http.ReadResponse(c.r, nil)
-	if err != nil {
-		return 0, err
+	return c.receive()
+}
+
+var contentLength = []byte("Content-Length: ")
+
+// receive reads an answer and returns its status, for the same reason as post by hand: net/http's servers write a
+// body's length as it is read here.
+func (c *client) receive() (int, error) {
+	status, length := 0, -1
+	for {
+		line, err := c.r.ReadSlice('\n')
+		if err != nil {
+			return 0, err
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		switch {
+		case status == 0:
+			if len(line) < len("HTTP/1.1 200") {
+				return 0, fmt.Errorf("an answer begins with %q", line)
+			}
+			if status, err = strconv.Atoi(string(line[len("HTTP/1.1 "):len("HTTP/1.1 200")])); err != nil {
+				return 0, fmt.Errorf("an answer begins with %q", line)
+			}
+		case len(line) == 0:
+			if length < 0 {
+				return 0, errors.New("an answer does not tell its length")
+			}
+			_, err := c.r.Discard(length)
+			return status, err
+		case bytes.HasPrefix(line, contentLength):
+			if length, err = strconv.Atoi(string(line[len(contentLength):])); err != nil {
+				return 0, fmt.Errorf("an answer's length is %q", line)
+			}
+		}
 	}
-	_, err = io.Copy(io.Discard, res.Body)
-	return res.StatusCode, err
 }
 
 // run returns how long after it was due each request was answered, the shortest first, and how long all of it took.

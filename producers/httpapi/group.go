@@ -33,8 +33,8 @@ type call[T any] struct {
 // errNotRun is what the others hear of a run that panicked.
 var errNotRun = errors.New("the request that ran this one's statements panicked")
 
-// do runs the call, together with others or alone, and returns once it is over. When ctx ends before the call
-// is in a run, it will not be in one; a run that has begun is waited for.
+// do runs the call, together with others or alone, and returns once it is over. A call whose ctx ends while it
+// waits is not run; one that is in a run, or has a lane for it, is heard to its end.
 func (g *group[T]) do(ctx context.Context, of T) error {
 	me := &call[T]{of: of}
 	if !g.enter(me) {
