@@ -132,6 +132,27 @@ func (c *crashes) hold() {
 	c.exec("SELECT pg_advisory_lock(1)")
 }
 
+// holdNext lets go on the two orders that wait, and has all that come after them wait until let is called.
+func (c *crashes) holdNext() (let func()) {
+	c.t.Helper()
+	conn, err := pgx.Connect(c.t.Context(), c.url)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close(context.WithoutCancel(c.t.Context())) })
+	held := make(chan error, 1)
+	go func() { // the lock is given in the order in which it was asked for
+		_, err := conn.Exec(c.t.Context(), "SELECT pg_advisory_lock(1)")
+		held <- err
+	}()
+	pgtest.AwaitBlocked(c.t, c.url, 3)
+	c.release()
+	if err := <-held; err != nil {
+		c.t.Fatal(err)
+	}
+	return func() { conn.Close(context.WithoutCancel(c.t.Context())) }
+}
+
 // release lets go on what waits.
 func (c *crashes) release() {
 	c.t.Helper()
@@ -335,12 +356,11 @@ var blows = map[string]func(*crashes, string) error{
 		c.hold()
 		before := c.storm(each, func() {
 			pgtest.AwaitBlocked(c.t, c.url, 2) // one order in each transaction; all others wait
-			c.release()
-			c.hold()
+			let := c.holdNext()
 			pgtest.AwaitBlocked(c.t, c.url, 1) // many in one
 			c.orders.kill()
 			c.exec(endBlockedSQL)
-			c.release()
+			let()
 		})
 		c.restart()
 		var wrong []error
