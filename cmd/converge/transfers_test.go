@@ -179,4 +179,8 @@ func TestEndToEndServicesThatCameLaterArePublished(t *testing.T) {
 	if err != nil || after != before {
 		t.Errorf("of the outboxes %s are published, %s before: %v", after, before, err)
 	}
+	conn.Close(context.Background())
+	if code := up.interrupt(); code != process.ExitOK { // killed, it would leave a PostgreSQL that ends in its own time
+		t.Errorf("Ctrl-C ended with code %d, want %d", code, process.ExitOK)
+	}
 }
